@@ -1,0 +1,45 @@
+"""Drover drives QEMU/KVM virtual machines.
+
+The public names, most important first:
+
+- :class:`QmpConnection`       a QMP monitor, blocking, safe to share between threads
+- :class:`AsyncQmpConnection`  the same verbs on asyncio
+- :class:`MonitorSocket`       a monitor socket's life, which both stand on
+- :mod:`drover.errors`         everything that can go wrong, as one tree
+
+The rooms of the house, lowest first; each imports only downwards (``doc/design.md``):
+``errors`` < ``qmp`` (the protocol, pure) < ``ops`` (what to do) < ``monitor``
+(where bytes move) < ... < ``cli``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .monitor.aio import AsyncQmpConnection as AsyncQmpConnection
+    from .monitor.connection import QmpConnection as QmpConnection
+    from .monitor.socket import MonitorSocket as MonitorSocket
+
+__all__ = ["AsyncQmpConnection", "MonitorSocket", "QmpConnection", "__version__"]
+
+# Loaded when first used: a command line that never opens a monitor must not pay for asyncio.
+_LAZY = {
+    "AsyncQmpConnection": ".monitor.aio",
+    "MonitorSocket": ".monitor.socket",
+    "QmpConnection": ".monitor.connection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,9 @@
+"""Where bytes move: the only rooms that know sockets, threads and event loops.
+
+- :mod:`.socket`      :class:`~.socket.Wire`, a connected socket; :class:`~.socket.MonitorSocket`, its life
+- :mod:`.discovery`   what a QEMU build can do, asked once per build
+- :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces
+- :mod:`.base`        what both faces share
+- :mod:`.connection`  :class:`~.connection.QmpConnection`: blocking, on the caller's thread
+- :mod:`.aio`         :class:`~.aio.AsyncQmpConnection`: on asyncio
+"""

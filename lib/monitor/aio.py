@@ -1,0 +1,280 @@
+"""The asyncio face: the same verbs as coroutines, on a socket and reader of its own.
+
+It uses the loop's ``add_reader`` on a non-blocking socket instead of a transport: that
+costs less for each command, and a transport cannot carry descriptors.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Self, TypeVar
+
+from ..errors import ConnectionClosed, MonitorTimeout
+from ..ops.port import DEFAULT, Arguments, Timeout
+from ..qmp.events import EventStream, Match, Waitable
+from ..qmp.messages import Event
+from ..qmp.session import Call, QmpSession
+from .base import FacePort, Link, QmpMonitor
+from .socket import Address, Wire
+from .verbs import AsyncFace
+
+T = TypeVar("T")
+
+
+class AsyncLink(Link):
+    """One connection on one event loop."""
+
+    def __init__(self, wire: Wire, session: QmpSession) -> None:
+        super().__init__(wire, session)
+        self.loop = asyncio.get_running_loop()
+        self._closed = False
+        self._writing = False
+        self.loop.add_reader(wire.fileno(), self._readable)
+
+    def flush(self) -> None:
+        """Send what the socket takes; the rest follows when it takes more."""
+        outbox = self.session.outbox
+        while outbox and not self._closed:
+            data, call = outbox[0]
+            count = self.wire.send(data, None if call.sent else call.fd)
+            if not count:
+                break
+            self.session.sent(count)
+        if bool(outbox) != self._writing and not self._closed:
+            self._writing = bool(outbox)
+            if self._writing:
+                self.loop.add_writer(self.wire.fileno(), self.flush)
+            else:
+                self.loop.remove_writer(self.wire.fileno())
+
+    def _readable(self) -> None:
+        data = self.wire.receive()
+        if data is None:
+            return
+        if data:
+            self.session.receive(data)
+        else:
+            self.session.close(ConnectionClosed("QEMU closed the connection"))
+        if self.session.fault is not None:
+            self._shut()
+        elif self.session.outbox:
+            self.flush()
+
+    def _shut(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self.wire.fileno())
+            self.loop.remove_writer(self.wire.fileno())
+        self.wire.hang_up()
+        self.wire.close()
+
+    def close(self, reason: ConnectionClosed) -> None:
+        self.session.close(reason)
+        self._shut()
+
+    async def wait(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
+        """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
+        if awaited.done:
+            return True
+        future: asyncio.Future[None] = self.loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        awaited.notify = wake
+        timer = None if timeout is None else self.loop.call_later(timeout, wake)
+        try:
+            await future
+        finally:
+            awaited.notify = None
+            if timer is not None:
+                timer.cancel()
+        return awaited.done
+
+
+class AsyncPort(FacePort):
+    """A port on asyncio."""
+
+    @property
+    def async_link(self) -> AsyncLink:
+        """The connection.
+
+        :raises ConnectionClosed: there is none
+        """
+        link = self.link
+        assert isinstance(link, AsyncLink)
+        return link
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def submit(
+        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
+    ) -> Call:
+        link = self.async_link
+        call = link.session.submit(command, arguments, fd, oob)
+        link.flush()
+        return call
+
+    def abandon(self, call: Call) -> None:
+        link = self._face._link
+        if link is not None and not call.done:
+            link.session.abandon(call)
+
+    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
+        if not call.done:
+            limit = self.limit(call, timeout)
+            if not await self.async_link.wait(call, limit):
+                raise MonitorTimeout(call.command, limit)
+        return call.outcome()
+
+    async def wait_event(
+        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
+    ) -> Event:
+        link = self.async_link
+        watch = link.session.watch(names, since, match)
+        try:
+            if not await link.wait(watch, timeout):
+                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
+        finally:
+            link.session.events.forget(watch)
+        return watch.outcome()
+
+    async def wait_closed(self, timeout: float | None) -> None:
+        link = self._face._link
+        if isinstance(link, AsyncLink) and not await link.wait(link.session.ended, timeout):
+            raise MonitorTimeout("the end of the connection", timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def offload(self, function: Callable[[], T], dispose: Callable[[T], None] | None = None) -> T:
+        future = asyncio.get_running_loop().run_in_executor(None, function)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if dispose is not None:
+                future.add_done_callback(lambda done: _dispose(done, dispose))
+            raise
+
+    async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(flow)
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except BaseException:  # the flow's own: raised below, after a cancel that came meanwhile
+                break
+        if cancelled is not None and not task.cancelled():
+            task.exception()  # seen, though the cancel wins
+            raise cancelled
+        return task.result()
+
+
+def _dispose(done: "asyncio.Future[T]", dispose: Callable[[T], None]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        dispose(done.result())
+
+
+class AsyncQmpConnection(QmpMonitor, AsyncFace):
+    """A QMP monitor on asyncio (any event loop that has ``add_reader``).
+
+    ::
+
+        async with AsyncQmpConnection("/run/vm/demo.qmp") as vm:
+            await vm.execute("query-status")
+            async for event in vm.events("STOP", "RESUME"):
+                ...
+
+    A verb that is used unconnected connects for the call and closes after it. A cancelled
+    call that was sent keeps its place in flight until its reply has come and was dropped.
+    Parameters are those of :class:`~drover.monitor.base.QmpMonitor`.
+    """
+
+    def __init__(self, address: Address, **options: Any) -> None:
+        super().__init__(address, **options)
+        self._gate = asyncio.Lock()
+        self._port = AsyncPort(self)
+
+    async def connect(self, timeout: float | None = None) -> None:
+        """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
+
+        :param timeout: seconds for all of it; None takes the object's
+        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
+        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
+        :raises ProtocolError: what answers is no QMP monitor
+        """
+        await self._connect(timeout)
+
+    async def close(self) -> None:
+        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
+        self._disconnect()
+
+    def events(self, *names: str, since: int | None = None, timeout: float | None = None) -> "AsyncEventIterator":
+        """Iterate over events as they come; ends with :class:`~drover.errors.ConnectionClosed` when QEMU goes.
+
+        :param names: which; none means all
+        :param since: from this event number on, as far as the log goes back; None means from now on
+        :param timeout: seconds to wait for each; None waits for ever
+        """
+        link = self._link
+        if not isinstance(link, AsyncLink):
+            raise ConnectionClosed("not connected")
+        return AsyncEventIterator(link, names, since, timeout)
+
+    def _make_link(self, wire: Wire, session: QmpSession) -> AsyncLink:
+        return AsyncLink(wire, session)
+
+    async def _run_async(
+        self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        if self._link is None or self._temporary:
+            return await self._ensured(flow, args, kwargs)
+        return await flow(self._port, *args, **kwargs)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncEventIterator:
+    """Events as they come, for ``async for``."""
+
+    def __init__(self, link: AsyncLink, names: Collection[str], since: int | None, timeout: float | None) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._stream = link.session.stream(names, since)
+
+    @property
+    def lost(self) -> int:
+        """How many events were dropped because they were not taken in time."""
+        return self._stream.lost
+
+    def close(self) -> None:
+        """Take no more events."""
+        self._link.session.events.forget(self._stream)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        stream = self._stream
+        while (event := stream.take()) is None:
+            if stream.closed is not None:
+                raise stream.closed
+            if not await self._link.wait(stream, self._timeout):
+                raise MonitorTimeout("the next event", self._timeout)
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,358 @@
+"""The blocking face: a QMP monitor for any number of threads, with none of its own.
+
+Whoever waits first reads the socket, for everybody: it leads. The others follow: each
+sleeps until what it waits for is there, or until the leader has got what it wanted and
+one of them must lead on. So a thread that waits a minute for an event holds up nobody.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from typing import Any, Self, TypeVar
+
+from ..errors import ConnectionClosed, MonitorTimeout
+from ..ops.port import DEFAULT, Arguments, Timeout
+from ..qmp.events import EventStream, EventWatch, Match, Waitable
+from ..qmp.messages import Event
+from ..qmp.session import Call, QmpSession
+from .base import FacePort, Link, QmpMonitor
+from .drive import drive
+from .socket import Address, MonitorSocket, Wire, left
+from .verbs import BlockingFace
+
+T = TypeVar("T")
+Awaited = Waitable | EventStream
+
+
+class _Follower:
+    """A thread that sleeps while another one reads for it."""
+
+    def __init__(self, awaited: Awaited) -> None:
+        self.awaited = awaited
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def sleep(self, timeout: float | None) -> bool:
+        """Sleep until :meth:`wake`; False after `timeout` seconds."""
+        return self._gate.acquire(timeout=-1 if timeout is None else timeout)
+
+    def wake(self) -> None:
+        """Let the thread go on; waking it twice is waking it once. The link's lock must be held."""
+        if self._gate.locked():
+            self._gate.release()
+
+
+class BlockingLink(Link):
+    """One connection, its lock, and the roles of the threads that wait on it."""
+
+    def __init__(self, wire: Wire, session: QmpSession) -> None:
+        super().__init__(wire, session)
+        self._lock = threading.Lock()  # of the session, and of everything below
+        self._leading = False
+        self._followers: list[_Follower] = []
+        self._closed = False
+
+    def submit(self, command: str, arguments: Arguments | None, fd: int | None, oob: bool) -> Call:
+        """Send a command, or as much of it as goes without waiting."""
+        with self._lock:
+            call = self.session.submit(command, arguments, fd, oob)
+            self._flush()
+        return call
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for `call` any more."""
+        with self._lock:
+            self.session.abandon(call)
+
+    def watch(self, names: Collection[str], since: int | None, match: Match | None) -> EventWatch:
+        """Wait for one event, with :meth:`wait`."""
+        with self._lock:
+            return self.session.watch(names, since, match)
+
+    def stream(self, names: Collection[str], since: int | None) -> EventStream:
+        """Collect events, to be taken after :meth:`wait`."""
+        with self._lock:
+            return self.session.stream(names, since)
+
+    def forget(self, waiter: EventWatch | EventStream) -> None:
+        """Nobody waits for `waiter` any more."""
+        with self._lock:
+            self.session.events.forget(waiter)
+
+    def wait(self, awaited: Awaited, timeout: float | None) -> bool:
+        """Block until `awaited` is done; False if it is not after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            try:
+                while not awaited.done:
+                    if not self._wait_once(awaited, deadline):
+                        return awaited.done
+            finally:
+                if self._followers and not self._leading:
+                    self._followers[0].wake()
+        return True
+
+    def _wait_once(self, awaited: Awaited, deadline: float | None) -> bool:
+        if not self._leading:
+            return self._lead(deadline)
+        if self.session.outbox:
+            return self._push(deadline)
+        return self._follow(awaited, deadline)
+
+    def _lead(self, deadline: float | None) -> bool:
+        """Read once, for everybody; False if the deadline passed."""
+        sending = bool(self.session.outbox)
+        self._leading = True
+        self._lock.release()
+        try:
+            timeout = left(deadline)
+            ready = self.wire.wait_writable(timeout, True) if sending else self.wire.wait_readable(timeout)
+        finally:
+            self._lock.acquire()
+            self._leading = False
+            if self._closed:
+                self.wire.close()
+        if ready and not self._closed:
+            self._take_in()
+            self._flush()
+        return ready and (deadline is None or time.monotonic() < deadline)
+
+    def _follow(self, awaited: Awaited, deadline: float | None) -> bool:
+        follower = _Follower(awaited)
+        self._followers.append(follower)
+        self._lock.release()
+        try:
+            return follower.sleep(left(deadline))
+        finally:
+            self._lock.acquire()
+            self._followers.remove(follower)
+
+    def _push(self, deadline: float | None) -> bool:
+        """Send on while another thread reads."""
+        self._lock.release()
+        try:
+            ready = self.wire.wait_writable(left(deadline))
+        finally:
+            self._lock.acquire()
+        self._flush()
+        return ready
+
+    def _take_in(self) -> None:
+        data = self.wire.receive()
+        if data is None:
+            return
+        if data:
+            self.session.receive(data)
+        else:
+            self.session.close(ConnectionClosed("QEMU closed the connection"))
+        if self.session.fault is not None:
+            self.wire.hang_up()
+        for follower in self._followers:
+            if follower.awaited.done:
+                follower.wake()
+
+    def _flush(self) -> None:
+        outbox = self.session.outbox
+        while outbox and not self._closed:
+            data, call = outbox[0]
+            count = self.wire.send(data, None if call.sent else call.fd)
+            if not count:
+                return
+            self.session.sent(count)
+
+    def close(self, reason: ConnectionClosed) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.session.close(reason)
+            self.wire.hang_up()
+            if not self._leading:  # else the leader, which may be reading right now, does it
+                self.wire.close()
+            for follower in self._followers:
+                follower.wake()
+
+
+class BlockingPort(FacePort):
+    """A port whose awaits block the caller's thread and never suspend."""
+
+    @property
+    def blocking_link(self) -> BlockingLink:
+        """The connection."""
+        link = self.link
+        assert isinstance(link, BlockingLink)
+        return link
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def submit(
+        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
+    ) -> Call:
+        return self.blocking_link.submit(command, arguments, fd, oob)
+
+    def abandon(self, call: Call) -> None:
+        link = self._face._link
+        if isinstance(link, BlockingLink) and not call.done:
+            link.abandon(call)
+
+    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
+        if not call.done:
+            limit = self.limit(call, timeout)
+            if not self.blocking_link.wait(call, limit):
+                raise MonitorTimeout(call.command, limit)
+        return call.outcome()
+
+    async def wait_event(
+        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
+    ) -> Event:
+        link = self.blocking_link
+        watch = link.watch(names, since, match)
+        try:
+            if not link.wait(watch, timeout):
+                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
+        finally:
+            link.forget(watch)
+        return watch.outcome()
+
+    async def wait_closed(self, timeout: float | None) -> None:
+        link = self._face._link
+        if isinstance(link, BlockingLink) and not link.wait(link.session.ended, timeout):
+            raise MonitorTimeout("the end of the connection", timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def offload(self, function: Callable[[], T], dispose: Callable[[T], None] | None = None) -> T:
+        return function()
+
+    async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
+        return await flow
+
+
+class _ThreadGate:
+    """A lock in the shape in which the faces' common code takes it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def __aenter__(self) -> None:
+        self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
+    """A QMP monitor for blocking code; any number of threads may share one.
+
+    ::
+
+        with QmpConnection("/run/vm/demo.qmp") as vm:
+            mark = vm.event_mark()
+            vm.execute("stop")
+            vm.wait_event("STOP", since=mark, timeout=5)
+
+    A verb that is used unconnected connects for the call and closes after it. After the
+    connection was lost, verbs raise :class:`~drover.errors.ConnectionClosed` until
+    :meth:`close` or :meth:`connect` is called. Parameters are those of
+    :class:`~drover.monitor.base.QmpMonitor`.
+    """
+
+    def __init__(self, address: Address, **options: Any) -> None:
+        QmpMonitor.__init__(self, address, **options)
+        self._gate = _ThreadGate()
+        self._port = BlockingPort(self)
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
+
+        :param timeout: seconds for all of it; None takes the object's
+        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
+        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
+        :raises ProtocolError: what answers is no QMP monitor
+        """
+        drive(self._connect(timeout))
+
+    def close(self) -> None:
+        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
+        self._disconnect()
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection, and it has not ended as far as is known."""
+        return QmpMonitor.is_connected(self)
+
+    def events(self, *names: str, since: int | None = None, timeout: float | None = None) -> "EventIterator":
+        """Iterate over events as they come; ends with :class:`~drover.errors.ConnectionClosed` when QEMU goes.
+
+        :param names: which; none means all
+        :param since: from this event number on, as far as the log goes back; None means from now on
+        :param timeout: seconds to wait for each; None waits for ever
+        """
+        link = self._link
+        if not isinstance(link, BlockingLink):
+            raise ConnectionClosed("not connected")
+        return EventIterator(link, names, since, timeout)
+
+    def _make_link(self, wire: Wire, session: QmpSession) -> BlockingLink:
+        return BlockingLink(wire, session)
+
+    def _require_known(self) -> Link:
+        if self._known is None:
+            drive(self._ensured(_nothing, (), {}))
+        return super()._require_known()
+
+    def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        if self._link is None or self._temporary:
+            return drive(self._ensured(flow, args, kwargs))
+        return drive(flow(self._port, *args, **kwargs))
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def _nothing(port: object) -> None:
+    """Only connect."""
+
+
+class EventIterator:
+    """Events as they come, for ``for``.
+
+    :ivar lost: how many were dropped because they were not taken in time
+    """
+
+    def __init__(self, link: BlockingLink, names: Collection[str], since: int | None, timeout: float | None) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._stream = link.stream(names, since)
+
+    @property
+    def lost(self) -> int:
+        """How many events were dropped because they were not taken in time."""
+        return self._stream.lost
+
+    def close(self) -> None:
+        """Take no more events."""
+        self._link.forget(self._stream)
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        stream = self._stream
+        while (event := stream.take()) is None:
+            if stream.closed is not None:
+                raise stream.closed
+            if not self._link.wait(stream, self._timeout):
+                raise MonitorTimeout("the next event", self._timeout)
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

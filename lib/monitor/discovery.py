@@ -1,0 +1,64 @@
+"""What a QEMU build can do, asked once for the build and not once for each connection.
+
+Two QEMUs are the same build if they say the same version and package and run the
+same file. The file is that of the process which listens at the other end of a unix
+socket; where it cannot be told (another host, no permission, a listener that we
+made ourselves and passed on), nothing is cached.
+"""
+
+import os
+from typing import Final, NamedTuple
+
+from ..qmp.messages import Greeting
+from ..qmp.schema import Schema
+from .socket import Wire
+
+# As many builds as a host has installed side by side, with room for upgrades while we run.
+MAX_BUILDS: Final = 32
+
+
+class Build(NamedTuple):
+    """What makes a build of QEMU the same as another."""
+
+    version: tuple[int, int, int]
+    package: str
+    device: int
+    inode: int
+    modified: int
+    size: int
+
+
+class Knowledge:
+    """What was asked so far; None is not asked yet."""
+
+    __slots__ = ("commands", "schema")
+
+    def __init__(self) -> None:
+        self.commands: frozenset[str] | None = None
+        self.schema: Schema | None = None
+
+
+_known: dict[Build, Knowledge] = {}
+
+
+def knowledge_of(greeting: Greeting, wire: Wire) -> Knowledge:
+    """What is known of the QEMU that greeted on `wire`; empty, and shared by nobody, if its build cannot be told."""
+    build = _build(greeting, wire)
+    if build is None:
+        return Knowledge()
+    while build not in _known and len(_known) >= MAX_BUILDS:
+        _known.pop(next(iter(_known)), None)
+    return _known.setdefault(build, Knowledge())
+
+
+def _build(greeting: Greeting, wire: Wire) -> Build | None:
+    pid = wire.peer_pid()
+    if pid is None or pid == os.getpid():
+        return None
+    try:
+        file = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    qemu = greeting.version.qemu
+    version = (qemu.major, qemu.minor, qemu.micro)
+    return Build(version, greeting.version.package, file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size)

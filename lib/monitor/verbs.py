@@ -1,0 +1,126 @@
+"""Every verb of a QMP monitor, one line each, for both faces.
+
+A verb is a port-neutral flow. Taken from a blocking face it is a plain function, taken
+from an asyncio face a coroutine function, with the flow's own parameters and docstring.
+Either connects for the call, and closes after it, where the face is not connected.
+"""
+
+import inspect
+from collections.abc import Callable, Coroutine
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from ..ops import disk, events, inventory, migration, migration_settings, nic, power, unplug
+from ..ops.port import Port
+from ..qmp.schema import Schema
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Flow = Callable[Concatenate[Port, P], Coroutine[Any, Any, T]]
+
+
+class BlockingFace:
+    """A face whose verbs return their result."""
+
+    def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        raise NotImplementedError
+
+
+class AsyncFace:
+    """A face whose verbs return a coroutine."""
+
+    async def _run_async(
+        self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        raise NotImplementedError
+
+
+class verb(Generic[P, T]):
+    """Makes a method of both faces from a flow."""
+
+    def __init__(self, flow: Flow[P, T]) -> None:
+        self.flow = flow
+        self.__doc__ = flow.__doc__
+
+        def blocking(face: BlockingFace, *args: Any, **kwargs: Any) -> T:
+            return face._run(flow, args, kwargs)
+
+        async def asynchronous(face: AsyncFace, *args: Any, **kwargs: Any) -> T:
+            return await face._run_async(flow, args, kwargs)
+
+        self._blocking, self._async = blocking, asynchronous
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        signature = inspect.signature(self.flow)
+        port, *rest = signature.parameters.values()
+        for function in (self._blocking, self._async):
+            function.__name__ = name
+            function.__qualname__ = f"{owner.__qualname__}.{name}"
+            function.__doc__ = self.flow.__doc__
+            vars(function)["__signature__"] = signature.replace(parameters=[port.replace(name="self"), *rest])
+
+    @overload
+    def __get__(self, face: BlockingFace, owner: type | None = None) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, face: AsyncFace, owner: type | None = None) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, face: None, owner: type | None = None) -> Self: ...
+    def __get__(self, face: BlockingFace | AsyncFace | None, owner: type | None = None) -> Any:
+        if face is None:
+            if owner is not None and issubclass(owner, BlockingFace):
+                return self._blocking
+            if owner is not None and issubclass(owner, AsyncFace):
+                return self._async
+            return self
+        return MethodType(self._blocking if isinstance(face, BlockingFace) else self._async, face)
+
+
+async def _query_schema(port: Port) -> Schema:
+    """Return what this QEMU understands (``query-qmp-schema``), asked once for each build of QEMU."""
+    return await port.schema()
+
+
+class Verbs:
+    """All verbs; the faces inherit them."""
+
+    execute = verb(Port.execute)
+    execute_many = verb(Port.execute_many)
+    wait_event = verb(events.wait_event)
+    query_schema = verb(_query_schema)
+
+    query_status = verb(power.query_status)
+    stop = verb(power.stop)
+    cont = verb(power.cont)
+    system_powerdown = verb(power.system_powerdown)
+    system_reset = verb(power.system_reset)
+    quit = verb(power.quit_machine)
+    query_version = verb(power.query_version)
+
+    query_pci = verb(inventory.query_pci)
+    query_block = verb(inventory.query_block)
+    query_block_nodes = verb(inventory.query_block_nodes)
+    query_cpus = verb(inventory.query_cpus)
+    query_memory = verb(inventory.query_memory)
+    query_memory_devices = verb(inventory.query_memory_devices)
+    query_devices = verb(inventory.query_devices)
+    has_device = verb(inventory.has_device)
+
+    hot_add_nic = verb(nic.hot_add_nic)
+    hot_remove_nic = verb(nic.hot_remove_nic)
+    hot_add_disk = verb(disk.hot_add_disk)
+    hot_remove_disk = verb(disk.hot_remove_disk)
+    resize_disk = verb(disk.resize_disk)
+    unplug = verb(unplug.unplug)
+
+    get_migration_capabilities = verb(migration_settings.get_migration_capabilities)
+    set_migration_capabilities = verb(migration_settings.set_migration_capabilities)
+    get_migration_parameters = verb(migration_settings.get_migration_parameters)
+    set_migration_parameters = verb(migration_settings.set_migration_parameters)
+    migrate = verb(migration.migrate)
+    migrate_incoming = verb(migration.migrate_incoming)
+    query_migrate = verb(migration.query_migrate)
+    wait_migration = verb(migration.wait_migration)
+    wait_incoming = verb(migration.wait_incoming)
+    migrate_continue = verb(migration.migrate_continue)
+    migrate_start_postcopy = verb(migration.migrate_start_postcopy)
+    migrate_cancel = verb(migration.migrate_cancel)

@@ -1,0 +1,17 @@
+"""What to do with one QEMU, as port-neutral flows: short ``async def`` functions that await only their port.
+
+The same flow runs on asyncio and on a caller's own thread (:mod:`drover.monitor`),
+and in tests to any step, to fail or be cancelled there. No flow imports asyncio,
+time, socket or threading.
+
+- :mod:`.port`       :class:`~.port.Port`: all that a flow may await
+- :mod:`.undo`       :class:`~.undo.Undo`: each step with its way back
+- :mod:`.power`      run state: stop, cont, powerdown, reset, quit
+- :mod:`.inventory`  what there is: PCI, block, CPUs, memory
+- :mod:`.slots`      free PCI slots and SCSI targets (pure); :mod:`.topology` asks QEMU for them
+- :mod:`.events`     waiting for events
+- :mod:`.image`      what an image file says of itself (pure)
+- :mod:`.unplug`     asking the guest to let go of a device, and observing the end
+- :mod:`.nic`  :mod:`.disk`   hotplug
+- :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
+"""

@@ -1,0 +1,224 @@
+"""Disk hotplug: an image that we open goes to QEMU as a descriptor, a block node on it, a device on that.
+
+A disk has one id for its device and its block node, as in Ganeti. QEMU never opens
+the path itself, so it needs no right to; and our own descriptor is closed as soon as
+QEMU has its copy, for an open copy would keep the image locked after QEMU's death.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ..errors import ArgumentError, CommandError, HotplugError
+from . import image
+from .inventory import PERIPHERAL, query_block_nodes
+from .nic import check_id
+from .port import Port
+from .slots import pci_place, scsi_place
+from .topology import find_scsi_bus, query_pci_buses, query_scsi_targets
+from .undo import Revert, Undo
+from .unplug import UNDO_TIMEOUT, UNPLUG_TIMEOUT, unplug
+
+BUSES: Final = ("virtio-blk", "virtio-scsi")
+# A node name is shorter than this (BDRV's node_name[32]), and its file node's has "-file" more.
+_ID_LENGTH: Final = 26
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """A plugged disk.
+
+    :ivar id: of the device and of its block node
+    :ivar bus: where it is: PCI bus, or SCSI bus of its controller
+    :ivar addr: PCI slot and function, or SCSI target and LUN as ``3:0``
+    :ivar size: in bytes
+    """
+
+    id: str
+    bus: str
+    addr: str
+    size: int
+
+
+def _check(id: str, format: str, driver: str, cache: str, discard: str, aio: str) -> None:
+    check_id(id)
+    if len(id) > _ID_LENGTH:
+        raise ArgumentError("id", id, f"at most {_ID_LENGTH} characters")
+    image.check_choice("format", format, image.FORMATS)
+    image.check_choice("driver", driver, BUSES)
+    image.check_choice("cache", cache, image.CACHES)
+    image.check_choice("discard", discard, image.DISCARDS)
+    image.check_choice("aio", aio, image.AIOS)
+    if aio == "native" and not image.CACHES[cache][0]:
+        raise ArgumentError("aio", aio, "with cache none or directsync only: it needs O_DIRECT")
+
+
+async def hot_add_disk(
+    port: Port,
+    path: str | os.PathLike[str],
+    *,
+    id: str,
+    format: str = "raw",
+    driver: str = "virtio-blk",
+    read_only: bool = False,
+    cache: str = "none",
+    discard: str = "unmap",
+    aio: str = "threads",
+    serial: str | None = None,
+    bus: str | None = None,
+    addr: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Disk:
+    """Plug an image into the running machine as a disk.
+
+    All happens or nothing: what was done is undone in reverse if a step fails.
+
+    :param path: a file or a block device; opened here, passed to QEMU as a descriptor
+    :param id: for the device and its block node
+    :param format: ``raw`` or ``qcow2``; said, never probed: a guest could write any header into a raw disk
+    :param driver: ``virtio-blk``, or ``virtio-scsi`` on a controller that the machine has
+    :param cache: ``none``, ``writeback``, ``writethrough``, ``directsync`` or ``unsafe``
+    :param discard: whether the guest's discards reach the image: ``unmap`` or ``ignore``
+    :param aio: ``threads``, ``native`` (needs O_DIRECT) or ``io_uring``
+    :param serial: what the guest sees as the disk's serial number
+    :param bus: PCI bus, or SCSI bus such as ``scsi0.0``; None for the first with room
+    :param addr: PCI slot on `bus`, such as ``05``; None for the first that is free
+    :param options: more properties of the device, as JSON values
+    :returns: what was plugged and where
+    :raises ArgumentError: an argument or the image is wrong; nothing was touched
+    :raises OSError: the image cannot be opened; nothing was touched
+    :raises NoFreeSlot: no bus has room
+    :raises CommandError: QEMU refused a step
+    """
+    _check(id, format, driver, cache, discard, aio)
+    with port.reservations.name(id):
+        async with _place(port, id, driver, bus, addr) as (place_bus, place_addr, place):
+            async with _opened(port, os.fspath(path), format, read_only, cache) as (held, protocol):
+                async with Undo(port) as undo:
+                    fdset = await _add_fd(undo, held, id)
+                    name = f"/dev/fdset/{fdset}"
+                    node = image.block_node(
+                        id, format, protocol, name, read_only=read_only, cache=cache, discard=discard, aio=aio
+                    )
+                    await undo.step("blockdev-add", node, undo=Revert("blockdev-del", {"node-name": id}))
+                    device = place | {"drive": id, "id": id, "write-cache": "on" if image.CACHES[cache][2] else "off"}
+                    if serial is not None:
+                        device["serial"] = serial
+                    await undo.step(
+                        "device_add", device | (options or {}), undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT)
+                    )
+                    # The node has a copy of its own by now; the set would only keep the image open.
+                    await port.execute("remove-fd", {"fdset-id": fdset})
+                    size = await _size(port, id)
+                    undo.keep()
+    return Disk(id=id, bus=place_bus, addr=place_addr, size=size)
+
+
+class _Held:
+    """Our copy of a descriptor, closed once."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@asynccontextmanager
+async def _opened(port: Port, path: str, format: str, read_only: bool, cache: str) -> AsyncIterator[tuple[_Held, str]]:
+    direct = image.CACHES[cache][0]
+    held = _Held(await port.offload(partial(image.open_image, path, read_only=read_only, direct=direct), os.close))
+    try:
+        yield held, image.check_image(held.fd, path, format)
+    finally:
+        held.close()
+
+
+async def _add_fd(undo: Undo, held: _Held, id: str) -> int:
+    added = await undo.step(
+        "add-fd",
+        {"opaque": f"drover:{id}"},
+        fd=held.fd,
+        undo=lambda added: Revert("remove-fd", {"fdset-id": added["fdset-id"]}, may_be_gone=True),
+    )
+    held.close()
+    fdset: int = added["fdset-id"]
+    return fdset
+
+
+@asynccontextmanager
+async def _place(
+    port: Port, id: str, driver: str, bus: str | None, addr: str | None
+) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
+    """Reserve a place; gives bus, address, and the properties that put the device there."""
+    ticket = port.reservations.ticket()
+    if driver == "virtio-blk":
+        buses = await query_pci_buses(port)
+        with pci_place(port.reservations, ticket, buses, id, bus, addr) as place:
+            yield place.bus, place.addr, {"driver": "virtio-blk-pci", "bus": place.bus, "addr": place.addr}
+        return
+    if addr is not None:
+        raise ArgumentError("addr", addr, "only with driver virtio-blk; a SCSI target is chosen here")
+    scsi_bus = bus or await find_scsi_bus(port)
+    with scsi_place(port.reservations, ticket, id, scsi_bus, await query_scsi_targets(port, scsi_bus)) as (_, target):
+        where = {"driver": "scsi-hd", "bus": scsi_bus, "channel": 0, "scsi-id": target, "lun": 0}
+        yield scsi_bus, f"{target}:0", where
+
+
+async def _size(port: Port, node: str) -> int:
+    for info in await query_block_nodes(port):
+        if info["node-name"] == node:
+            size: int = info["image"]["virtual-size"]
+            return size
+    raise HotplugError(node, "there is no such disk")
+
+
+async def resize_disk(port: Port, id: str, size: int) -> int:
+    """Tell the guest that its disk has a new size; a raw file or qcow2 image grows or shrinks with it.
+
+    :param size: in bytes; less than now cuts off what is beyond, so the caller must want that
+    :returns: the size that QEMU reports afterwards, in bytes
+    :raises HotplugError: there is no such disk
+    :raises CommandError: the storage cannot take that size
+    """
+    if size <= 0 or size % 512:
+        raise ArgumentError("size", size, "bytes, in whole sectors of 512")
+    await _size(port, id)
+    await port.execute("block_resize", {"node-name": id, "size": size})
+    return await _size(port, id)
+
+
+async def hot_remove_disk(port: Port, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
+    """Take a disk from the running guest; its block node goes when the guest has let go of the device.
+
+    May be repeated: a disk whose device has gone meanwhile only loses its node.
+
+    :param timeout: seconds for the guest to act
+    :raises UnplugRefused: the guest said no; the disk works on
+    :raises UnplugPending: the guest said nothing; device and node stay until its next reset
+    :raises HotplugError: there is no such disk
+    """
+    with port.reservations.name(id):
+        node = await _node_of(port, id)
+        was_plugged = await unplug(port, id, timeout=timeout)
+        if node is not None:
+            await port.execute("blockdev-del", {"node-name": node})
+        elif not was_plugged:
+            raise HotplugError(id, "there is no such disk")
+
+
+async def _node_of(port: Port, id: str) -> str | None:
+    """The node under device `id`; the one of the same name if the device has gone; None if there is none."""
+    try:
+        drive: str = await port.execute("qom-get", {"path": f"{PERIPHERAL}/{id}", "property": "drive"})
+    except CommandError as error:
+        if error.error_class != "DeviceNotFound":
+            raise HotplugError(id, "this device is no disk") from error
+        drive = id
+    nodes = {node["node-name"] for node in await query_block_nodes(port)}
+    return drive if drive in nodes else None

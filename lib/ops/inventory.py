@@ -1,0 +1,83 @@
+"""What a machine consists of, asked of QEMU itself."""
+
+from typing import Any, Final
+
+from msgspec import Struct, convert
+
+from .port import Port
+
+# Where QOM keeps devices that were given an id.
+PERIPHERAL: Final = "/machine/peripheral"
+
+
+class CpuInfo(Struct, frozen=True, rename="kebab"):
+    """A virtual CPU.
+
+    :ivar cpu_index: its number
+    :ivar thread_id: the host thread that runs it
+    :ivar qom_path: where it is in QOM
+    :ivar props: topology: socket, core and thread numbers
+    """
+
+    cpu_index: int
+    thread_id: int
+    qom_path: str
+    props: dict[str, Any] = {}
+    target: str = ""
+
+
+class MemoryInfo(Struct, frozen=True, rename="kebab"):
+    """Guest memory, in bytes.
+
+    :ivar base_memory: what the machine was started with
+    :ivar plugged_memory: what was added while it ran
+    """
+
+    base_memory: int
+    plugged_memory: int = 0
+
+
+async def query_pci(port: Port) -> list[dict[str, Any]]:
+    """Return the PCI buses and what is on them (``query-pci``)."""
+    buses: list[dict[str, Any]] = await port.execute("query-pci")
+    return buses
+
+
+async def query_block(port: Port) -> list[dict[str, Any]]:
+    """Return the block devices as the guest has them (``query-block``)."""
+    devices: list[dict[str, Any]] = await port.execute("query-block")
+    return devices
+
+
+async def query_block_nodes(port: Port) -> list[dict[str, Any]]:
+    """Return all block nodes, backing images not repeated inside of each (``query-named-block-nodes``)."""
+    nodes: list[dict[str, Any]] = await port.execute("query-named-block-nodes", {"flat": True})
+    return nodes
+
+
+async def query_cpus(port: Port) -> list[CpuInfo]:
+    """Return the virtual CPUs without disturbing them (``query-cpus-fast``)."""
+    return convert(await port.execute("query-cpus-fast"), list[CpuInfo])
+
+
+async def query_memory(port: Port) -> MemoryInfo:
+    """Return how much memory the guest has (``query-memory-size-summary``)."""
+    return convert(await port.execute("query-memory-size-summary"), MemoryInfo)
+
+
+async def query_memory_devices(port: Port) -> list[dict[str, Any]]:
+    """Return memory devices: DIMMs, virtio-mem and the like (``query-memory-devices``)."""
+    devices: list[dict[str, Any]] = await port.execute("query-memory-devices")
+    return devices
+
+
+async def query_devices(port: Port) -> dict[str, str]:
+    """Return all devices that have an id, and the driver of each (``qom-list``)."""
+    entries = await port.execute("qom-list", {"path": PERIPHERAL})
+    children = {entry["name"]: entry["type"] for entry in entries if entry["type"].startswith("child<")}
+    return {name: kind.removeprefix("child<").removesuffix(">") for name, kind in children.items()}
+
+
+async def has_device(port: Port, device: str) -> bool:
+    """Return whether there is a device of this id, on whatever bus."""
+    return device in await query_devices(port)

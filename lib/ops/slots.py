@@ -1,0 +1,255 @@
+"""Free places for devices: PCI slots from ``query-pci``, SCSI targets from a list of units. All of it pure.
+
+On the i440fx machine (``pc``) the root bus ``pci.0`` takes hotplug itself. On q35 the
+root bus ``pcie.0`` does not: each root port offers one slot, a bridge behind one
+offers thirty-one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeVar
+
+from bitarray import bitarray
+
+from ..errors import ArgumentError, HotplugError, NoFreeSlot
+
+K = TypeVar("K")
+
+PCI_SLOTS: Final = 32
+SCSI_TARGETS: Final = 256  # of virtio-scsi (VIRTIO_SCSI_MAX_TARGET)
+
+
+class BusKind(NamedTuple):
+    """What kind of bus a device provides: which slots of it take hotplug.
+
+    :ivar first: the first usable slot
+    :ivar slots: how many there are; 0 for a bus that takes no hotplug
+    """
+
+    first: int
+    slots: int
+
+
+_ROOT_PORT = BusKind(0, 1)
+# Slot 0 of a conventional bridge belongs to its hotplug controller (SHPC), where it has one.
+_BRIDGE = BusKind(1, PCI_SLOTS - 1)
+_CLOSED = BusKind(0, 0)
+
+# (vendor, device) of the bridges that QEMU has.
+BRIDGES: Final[Mapping[tuple[int, int], BusKind]] = {
+    (0x1B36, 0x000C): _ROOT_PORT,  # pcie-root-port
+    (0x8086, 0x3420): _ROOT_PORT,  # ioh3420
+    (0x104C, 0x8233): _ROOT_PORT,  # xio3130-downstream
+    (0x104C, 0x8232): _CLOSED,  # x3130-upstream
+    (0x1B36, 0x0001): _BRIDGE,  # pci-bridge
+    (0x1B36, 0x000E): _BRIDGE,  # pcie-pci-bridge
+    (0x8086, 0x244E): _BRIDGE,  # i82801b11-bridge
+}
+
+# (vendor, device) of the host bridges: the root bus's name and kind.
+ROOTS: Final[Mapping[tuple[int, int], tuple[str, BusKind]]] = {
+    (0x8086, 0x1237): ("pci.0", BusKind(1, PCI_SLOTS - 1)),  # i440fx
+    (0x8086, 0x29C0): ("pcie.0", _CLOSED),  # q35
+}
+
+
+class Place(NamedTuple):
+    """Where a device goes, as ``device_add`` wants it."""
+
+    bus: str
+    slot: int
+
+    @property
+    def addr(self) -> str:
+        """The ``addr`` property: slot and function, in hexadecimal."""
+        return f"{self.slot:02x}.0"
+
+
+class PciBus(NamedTuple):
+    """A PCI bus: its name, its kind, and one bit a slot, set where it is taken."""
+
+    name: str
+    kind: BusKind
+    used: bitarray
+
+    @property
+    def usable(self) -> range:
+        """The slots that take hotplug."""
+        return range(self.kind.first, self.kind.first + self.kind.slots)
+
+    def free(self) -> Iterator[int]:
+        """Slots that take hotplug and are free, lowest first."""
+        stop = self.kind.first + self.kind.slots
+        return self.used.search(bitarray("0"), self.kind.first, stop) if self.kind.slots else iter(())
+
+
+def pci_buses(query_pci: Sequence[Mapping[str, Any]]) -> list[PciBus]:
+    """All buses that can be named, from the reply of ``query-pci``, root first, then in slot order."""
+    buses: list[PciBus] = []
+    for root in query_pci:
+        devices = root["devices"]
+        known = [ROOTS[key] for key in map(_identity, devices) if key in ROOTS]
+        if known:
+            name, kind = known[0]
+            _collect(PciBus(name, kind, _taken(devices)), devices, buses)
+    return buses
+
+
+def _collect(bus: PciBus, devices: Sequence[Mapping[str, Any]], into: list[PciBus]) -> None:
+    into.append(bus)
+    for device in devices:
+        if "pci_bridge" not in device:
+            continue
+        behind = device["pci_bridge"].get("devices", [])
+        # A bridge's bus is addressed by the bridge's id; one without an id cannot be.
+        kind = BRIDGES.get(_identity(device), _CLOSED) if device.get("qdev_id") else _CLOSED
+        _collect(PciBus(device.get("qdev_id", ""), kind, _taken(behind)), behind, into)
+
+
+def _identity(device: Mapping[str, Any]) -> tuple[int, int]:
+    return device["id"]["vendor"], device["id"]["device"]
+
+
+def _taken(devices: Iterable[Mapping[str, Any]]) -> bitarray:
+    used = bitarray(PCI_SLOTS)
+    used.setall(0)
+    for device in devices:
+        used[device["slot"]] = 1
+    return used
+
+
+def enumerated(query_pci: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the firmware has numbered the buses; before that ``query-pci`` shows nothing behind a bridge."""
+
+    def numbered(devices: Iterable[Mapping[str, Any]]) -> bool:
+        bridges = [device["pci_bridge"] for device in devices if "pci_bridge" in device]
+        return all(bridge["bus"]["secondary"] and numbered(bridge.get("devices", ())) for bridge in bridges)
+
+    return all(numbered(root["devices"]) for root in query_pci)
+
+
+def mark_used(buses: Iterable[PciBus], devices: Iterable[tuple[str, int]]) -> None:
+    """Mark what is known from elsewhere to be taken: pairs of bus name and slot."""
+    by_name = {bus.name: bus for bus in buses}
+    for name, slot in devices:
+        if name in by_name:
+            by_name[name].used[slot] = 1
+
+
+class Reservations:
+    """What flows on one monitor have chosen and not finished yet, so that two never choose the same.
+
+    A flow takes a :meth:`ticket`, asks QEMU what is there, then holds a key. A key
+    that somebody gave back after the ticket was drawn still counts as taken, for
+    QEMU's answer may be older than that.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[object, object] = {}
+        self._given_back: dict[object, int] = {}
+        self._clock = 0
+
+    def ticket(self) -> int:
+        """Draw this before you ask QEMU."""
+        return self._clock
+
+    @contextmanager
+    def hold(self, keys: Iterable[K], ticket: int) -> Iterator[K]:
+        """Hold the first key that is free, until the end of the block.
+
+        :raises LookupError: none is
+        """
+        me = object()
+        for key in keys:
+            if self._given_back.get(key, 0) <= ticket and self._held.setdefault(key, me) is me:
+                break
+        else:
+            raise LookupError
+        try:
+            yield key
+        finally:
+            self._clock += 1
+            self._given_back[key] = self._clock
+            del self._held[key]
+
+    @contextmanager
+    def name(self, device: str) -> Iterator[None]:
+        """Nobody else adds or removes a device of this id until the end of the block.
+
+        :raises HotplugError: somebody does
+        """
+        try:
+            with self.hold([("id", device)], self.ticket()):
+                yield
+        except LookupError:
+            raise HotplugError(device, "another call on this connection is working on it") from None
+
+
+@contextmanager
+def pci_place(
+    reservations: Reservations,
+    ticket: int,
+    buses: Sequence[PciBus],
+    device: str,
+    bus: str | None = None,
+    addr: str | None = None,
+) -> Iterator[Place]:
+    """Reserve a free slot for `device` until the end of the block.
+
+    :param ticket: drawn from `reservations` before ``query-pci``
+    :param bus: only on this bus; None for any that takes hotplug
+    :param addr: the caller's own choice on `bus`, as in ``05.0``; it is QEMU that checks it
+    :raises NoFreeSlot: all buses are full; says which
+    :raises ArgumentError: there is no such bus, or it takes no hotplug
+    """
+    if addr is not None:
+        yield Place(_named(buses, bus).name, _slot(addr))
+        return
+    chosen = [bus_ for bus_ in buses if bus_.kind.slots] if bus is None else [_named(buses, bus)]
+    keys = [Place(entry.name, slot) for entry in chosen for slot in entry.free()]
+    try:
+        with reservations.hold(keys, ticket) as place:
+            yield place
+    except LookupError:
+        raise NoFreeSlot(device, {entry.name: entry.kind.slots for entry in chosen}) from None
+
+
+def _named(buses: Sequence[PciBus], name: str | None) -> PciBus:
+    for bus in buses:
+        if bus.name == name and bus.kind.slots:
+            return bus
+    known = ", ".join(bus.name for bus in buses if bus.kind.slots) or "none"
+    raise ArgumentError("bus", name, f"buses of this machine that take hotplug: {known}")
+
+
+def _slot(addr: str) -> int:
+    try:
+        return int(addr.partition(".")[0], 16)
+    except ValueError:
+        raise ArgumentError("addr", addr, "a slot in hexadecimal, such as '05' or '05.0'") from None
+
+
+def scsi_targets(used: Iterable[int]) -> bitarray:
+    """One bit a SCSI target of a virtio-scsi bus, set where it is taken."""
+    targets = bitarray(SCSI_TARGETS)
+    targets.setall(0)
+    for target in used:
+        targets[target] = 1
+    return targets
+
+
+@contextmanager
+def scsi_place(
+    reservations: Reservations, ticket: int, device: str, bus: str, used: Iterable[int]
+) -> Iterator[tuple[str, int]]:
+    """Reserve a free SCSI target on `bus` until the end of the block.
+
+    :raises NoFreeSlot: all 256 targets are taken
+    """
+    targets = scsi_targets(used)
+    keys = ((bus, target) for target in targets.search(bitarray("0")))
+    try:
+        with reservations.hold(keys, ticket) as place:
+            yield place
+    except LookupError:
+        raise NoFreeSlot(device, {bus: SCSI_TARGETS}) from None

@@ -1,0 +1,12 @@
+"""The monitor protocols, pure: bytes in, messages out; no socket, no clock, no event loop.
+
+- :mod:`.framing`   bytes in any cut to whole lines, in linear time, within a limit
+- :mod:`.messages`  lines to :class:`~.messages.Message` and back; :class:`~.messages.Event`
+- :mod:`.events`    the numbered, bounded event log; watches and streams on it
+- :mod:`.session`   :class:`~.session.QmpSession`: states, ids, what is in flight
+- :mod:`.schema`    an index over ``query-qmp-schema``
+- :mod:`.redact`    what must never reach a log
+- :mod:`.timeouts`  how long which command may take
+
+It imports nothing of Drover but :mod:`drover.errors`.
+"""

@@ -1,0 +1,192 @@
+"""The messages of QMP (QEMU's ``docs/interop/qmp-spec``), decoded by msgspec.
+
+On the wire a message is told by the one member it has: ``QMP`` (greeting),
+``return``, ``error`` or ``event``. :class:`Message` therefore decodes all of
+them, and what is absent stays ``UNSET``; this is one decode without a second
+look, which a stream of events needs.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ..errors import ArgumentError, ProtocolError
+from .framing import DEFAULT_LIMIT, LineFramer, excerpt, too_long
+
+
+class Timestamp(Struct, frozen=True, gc=False):
+    """When an event happened; both -1 where QEMU could not tell."""
+
+    seconds: int
+    microseconds: int
+
+
+class QemuVersion(Struct, frozen=True, gc=False):
+    """QEMU's version number."""
+
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(Struct, frozen=True, gc=False):
+    """QEMU's version, and the text that its distributor added."""
+
+    qemu: QemuVersion
+    package: str = ""
+
+
+class Greeting(Struct, frozen=True, gc=False):
+    """What QEMU says first: who it is, and which capabilities it offers."""
+
+    version: VersionInfo
+    capabilities: list[Any] = []
+
+
+class ErrorBody(Struct, frozen=True, gc=False, rename={"error_class": "class"}):
+    """The body of an error reply."""
+
+    error_class: str = "GenericError"
+    desc: str = ""
+
+
+class Message(Struct, gc=False, rename={"greeting": "QMP", "value": "return"}):
+    """Any message from the server; exactly one of greeting, value, error and event is set."""
+
+    event: str | UnsetType = UNSET
+    data: dict[str, Any] | UnsetType = UNSET
+    timestamp: Timestamp | UnsetType = UNSET
+    id: Any = UNSET
+    value: Any = UNSET
+    error: ErrorBody | UnsetType = UNSET
+    greeting: Greeting | UnsetType = UNSET
+
+
+class Event(Struct, frozen=True, gc=False):
+    """An event as it was received.
+
+    :ivar name: such as ``STOP``
+    :ivar data: its members; empty where QEMU sent none
+    :ivar timestamp: seconds since the epoch by the host's clock; -1.0 where QEMU could not tell
+    :ivar number: position in the stream of this connection object's events, from 1
+    """
+
+    name: str
+    data: dict[str, Any]
+    timestamp: float
+    number: int
+
+
+class _Command(Struct, omit_defaults=True, rename={"exec_oob": "exec-oob"}):
+    id: int
+    execute: str | UnsetType = UNSET
+    exec_oob: str | UnsetType = UNSET
+    arguments: Any = UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+_decoder = msgspec.json.Decoder(Message)
+
+
+def encode_command(command: str, arguments: Any, number: int, oob: bool = False) -> bytes:
+    """One command as it goes over the wire.
+
+    :param arguments: a mapping of JSON values, or None for no arguments
+    :param number: its id, by which the reply will be told
+    :param oob: run out of band (``exec-oob``)
+    :raises ArgumentError: the arguments are not JSON
+    """
+    wire = _Command(number, arguments=UNSET if arguments is None else arguments)
+    if oob:
+        wire.exec_oob = command
+    else:
+        wire.execute = command
+    try:
+        return _encode(wire) + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{command}.arguments", type(arguments).__name__, f"JSON values only: {error}") from error
+
+
+# A string, or a bracket outside of strings: all that counts for "is this message whole?".
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
+
+
+def nesting(line: bytes) -> int:
+    """How many more brackets `line` opens than it closes, strings left aside."""
+    tokens = _STRUCTURE.findall(line)
+    return sum((token in b"{[") - (token in b"}]") for token in tokens if len(token) == 1)
+
+
+class MessageReader:
+    """Bytes in any cut to messages: one a line, or pretty-printed over many lines.
+
+    What the peer did wrong is kept in :attr:`fault` instead of raised, so that
+    the messages before the fault still count. After a fault nothing is read.
+
+    :param limit: longest message that is accepted, in bytes
+    """
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self.limit = limit
+        self.fault: ProtocolError | None = None
+        self._framer = LineFramer(limit)
+        self._open: list[bytes] = []
+        self._depth = 0
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take `data` in and return the messages that it completes, in order."""
+        if self.fault:
+            return []
+        try:
+            block = self._framer.feed(data)
+        except ProtocolError as error:
+            self.fault = error
+            return []
+        if not block:
+            return []
+        if not self._open:
+            try:
+                return _decoder.decode_lines(block)
+            except ValueError:
+                pass
+        return self._line_by_line(block)
+
+    def _line_by_line(self, block: bytes) -> list[Message]:
+        messages: list[Message] = []
+        for raw in block.split(b"\n"):
+            line = raw.strip()
+            if not line:
+                continue
+            message = self._continue(line) if self._open else self._begin(line)
+            if message is not None:
+                messages.append(message)
+            if self.fault:
+                break
+        return messages
+
+    def _begin(self, line: bytes) -> Message | None:
+        try:
+            return _decoder.decode(line)
+        except ValueError as error:
+            depth = nesting(line)
+            if depth <= 0 or not line.startswith(b"{"):
+                self.fault = ProtocolError(f"not a QMP message ({error})", excerpt(line))
+                return None
+        self._open, self._depth, self._size = [line], depth, len(line)
+        return None
+
+    def _continue(self, line: bytes) -> Message | None:
+        self._open.append(line)
+        self._depth += nesting(line)
+        self._size += len(line) + 1
+        if self._size > self.limit:
+            self.fault = too_long(self.limit, self._open[0])
+            return None
+        if self._depth > 0:
+            return None
+        whole = b"\n".join(self._open)
+        self._open = []
+        return self._begin(whole)

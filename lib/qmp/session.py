@@ -1,0 +1,336 @@
+"""One QMP session as a state machine: bytes and commands in, bytes and outcomes out.
+
+Two rules: all that decides what a message means is in this file, and nothing in
+it waits, reads a socket or asks a clock. A port feeds it (:meth:`QmpSession.receive`),
+empties its outbox, and waits on the :class:`Call` that :meth:`QmpSession.submit` gave.
+
+Peer faults are never raised from :meth:`QmpSession.receive`: they end the session,
+and everybody who waits on it gets the fault.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, Final
+
+from msgspec import UNSET
+
+from ..errors import CommandError, CommandNotSupported, ConnectionClosed, MonitorError, ProtocolError
+from .events import EventLog, EventStream, EventWatch, Match, Waitable
+from .framing import DEFAULT_LIMIT
+from .messages import ErrorBody, Greeting, Message, MessageReader, encode_command
+from .redact import redact
+
+log = logging.getLogger("drover.qmp")
+
+# QEMU stops reading a monitor at 8 queued in-band commands (QMP_REQ_QUEUE_LEN_MAX),
+# and with it the out-of-band commands that are there for when nothing else moves.
+MAX_IN_BAND: Final = 8
+
+
+class State(Enum):
+    """Where a session is; `MOVES` says where it may go."""
+
+    GREETING = "waiting for the greeting"
+    NEGOTIATING = "negotiating capabilities"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+MOVES: Final[dict[State, frozenset[State]]] = {
+    State.GREETING: frozenset({State.NEGOTIATING, State.CLOSED}),
+    State.NEGOTIATING: frozenset({State.READY, State.CLOSED}),
+    State.READY: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+
+class Call(Waitable):
+    """A command from its submission to its outcome: :attr:`value`, or :attr:`error`.
+
+    :ivar sent: its first byte has left, so QEMU will run it
+    :ivar abandoned: nobody waits for it any more; its reply will be dropped
+    """
+
+    __slots__ = ("abandoned", "command", "fd", "id", "oob", "payload", "sent", "value")
+
+    def __init__(self, command: str, number: int, payload: bytes, fd: int | None, oob: bool) -> None:
+        super().__init__()
+        self.command = command
+        self.id = number
+        self.payload = payload
+        self.fd = fd
+        self.oob = oob
+        self.sent = False
+        self.abandoned = False
+        self.value: Any = None
+
+    def succeed(self, value: Any) -> None:
+        """QEMU did it and returned `value`."""
+        self.value = value
+        self.finish()
+
+    def outcome(self) -> Any:
+        """The value that QEMU returned.
+
+        :raises CommandError: QEMU refused
+        :raises MonitorError: the session ended first
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class QmpSession:
+    """The client's side of one QMP connection.
+
+    :param events: where events go; pass the old one on to keep numbering over a reconnect
+    :param limit: longest message that is accepted, in bytes
+    :param oob: negotiate out-of-band execution where QEMU offers it
+    """
+
+    def __init__(self, events: EventLog | None = None, limit: int = DEFAULT_LIMIT, oob: bool = True) -> None:
+        self.state = State.GREETING
+        self.events = EventLog() if events is None else events
+        self.greeting: Greeting | None = None
+        self.fault: MonitorError | None = None
+        self.oob = False
+        self.stray = 0  # replies that nobody waited for: late ones, and ones that fit no command
+        self.outbox: deque[tuple[bytes, Call]] = deque()
+        self._want_oob = oob
+        self._reader = MessageReader(limit)
+        self._pending: dict[int, Call] = {}
+        self._waiting: deque[Call] = deque()
+        self._in_band = 0
+        self._fd_in_flight = False
+        self._number = 0
+        self._echoes: bool | None = None  # does this server put our ids into its replies?
+        self._noise = False  # an unparsable command may be answered by a burst of errors: this is the rest of it
+        self.ended = Waitable()
+        self.negotiation = self._call("qmp_capabilities", {"enable": []})
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's version; (0, 0, 0) before the greeting."""
+        if self.greeting is None:
+            return (0, 0, 0)
+        qemu = self.greeting.version.qemu
+        return (qemu.major, qemu.minor, qemu.micro)
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """Names of the commands that were sent and not answered."""
+        return tuple(call.command for call in self._pending.values() if call.sent)
+
+    # -- out: commands ---------------------------------------------------
+
+    def submit(self, command: str, arguments: Any = None, fd: int | None = None, oob: bool = False) -> Call:
+        """Queue a command. Up to eight are in flight at once, the rest wait in order.
+
+        :param arguments: a mapping of JSON values, or None
+        :param fd: a descriptor to go along; it must stay open until the call is sent or abandoned
+        :param oob: run out of band, past all queues; falls back to in-band where that was not negotiated
+        :raises ArgumentError: the arguments are not JSON
+        :raises ConnectionClosed: the session is over
+        """
+        if self.fault is not None:
+            raise self.closed()
+        call = self._call(command, arguments, fd, oob and self.oob)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("-> #%d %s %s", call.id, command, redact(command, arguments))
+        if call.oob:
+            self._send(call)
+        else:
+            self._waiting.append(call)
+            self._admit()
+        return call
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for `call` any more.
+
+        If nothing of it was sent, it will never be. Otherwise it keeps its place
+        in flight until its reply has come and was dropped.
+        """
+        if call.done or call.abandoned:
+            return
+        call.abandoned = True
+        if call.sent:
+            return
+        if call in self._waiting:
+            self._waiting.remove(call)
+        else:
+            self.outbox = deque(item for item in self.outbox if item[1] is not call)
+            self._leave(call)
+            self._admit()
+
+    def watch(self, names: Iterable[str], since: int | None, match: Match | None = None) -> EventWatch:
+        """Wait for one event; see :meth:`EventLog.watch`.
+
+        :raises ConnectionClosed: the session is over
+        """
+        if self.fault is not None:
+            raise self.closed()
+        return self.events.watch(names, since, match)
+
+    def stream(self, names: Iterable[str], since: int | None) -> EventStream:
+        """Collect events; see :meth:`EventLog.stream`.
+
+        :raises ConnectionClosed: the session is over
+        """
+        if self.fault is not None:
+            raise self.closed()
+        return self.events.stream(names, since)
+
+    def sent(self, count: int) -> None:
+        """The first `count` bytes of the outbox's first item have left."""
+        data, call = self.outbox.popleft()
+        if count:
+            call.sent = True
+        if count < len(data):
+            self.outbox.appendleft((data[count:], call))
+
+    def _call(self, command: str, arguments: Any, fd: int | None = None, oob: bool = False) -> Call:
+        self._number = number = self._number + 1
+        return Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
+
+    def _admit(self) -> None:
+        # One descriptor in flight at a time: QEMU keeps only the last one that came,
+        # whichever command it came with.
+        while self._waiting and self.state is State.READY and self._in_band < MAX_IN_BAND:
+            if self._waiting[0].fd is not None and self._fd_in_flight:
+                return
+            self._send(self._waiting.popleft())
+
+    def _send(self, call: Call) -> None:
+        self._pending[call.id] = call
+        if not call.oob:
+            self._in_band += 1
+        if call.fd is not None:
+            self._fd_in_flight = True
+        self.outbox.append((call.payload, call))
+
+    def _leave(self, call: Call) -> None:
+        self._pending.pop(call.id, None)
+        if not call.oob:
+            self._in_band -= 1
+        if call.fd is not None:
+            self._fd_in_flight = False
+
+    # -- in: bytes -------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take in what was read: finish calls, number events, move the state."""
+        if self.fault is not None:
+            return
+        add = self.events.add
+        for message in self._reader.feed(data):
+            name = message.event
+            if name is not UNSET:
+                stamp = message.timestamp
+                when = -1.0 if stamp is UNSET else stamp.seconds + stamp.microseconds / 1e6
+                add(name, {} if message.data is UNSET else message.data, when)
+            elif message.greeting is not UNSET:
+                self._on_greeting(message.greeting)
+            else:
+                self._on_reply(message)
+        if self._reader.fault is not None:
+            self.close(self._reader.fault)
+
+    def close(self, reason: MonitorError) -> None:
+        """The connection ended: every call, watch and stream gets to know. Only the first reason counts."""
+        if self.fault is not None:
+            return
+        if isinstance(reason, ConnectionClosed):
+            reason = ConnectionClosed(reason.reason, self.in_flight)
+        self.fault = reason
+        self._move(State.CLOSED)
+        calls = [self.negotiation, *self._pending.values(), *self._waiting]
+        self._pending, self._waiting, self.outbox = {}, deque(), deque()
+        for call in calls:
+            call.fail(reason)
+        self.events.close(reason)
+        self.ended.finish()
+
+    def closed(self) -> ConnectionClosed:
+        """The error for whoever comes after the end of the session."""
+        error = ConnectionClosed(self.fault.reason if isinstance(self.fault, ConnectionClosed) else str(self.fault))
+        error.__cause__ = self.fault
+        return error
+
+    def _move(self, to: State) -> None:
+        if to not in MOVES[self.state]:
+            raise RuntimeError(f"QMP session cannot go from '{self.state.value}' to '{to.value}'")
+        self.state = to
+
+    def _on_greeting(self, greeting: Greeting) -> None:
+        if self.state is not State.GREETING:
+            self.close(ProtocolError("a second greeting on one connection"))
+            return
+        self.greeting = greeting
+        self._move(State.NEGOTIATING)
+        offered = self._want_oob and "oob" in greeting.capabilities
+        call = self.negotiation
+        call.payload = encode_command(call.command, {"enable": ["oob"]} if offered else None, call.id)
+        self._send(call)
+
+    def _on_reply(self, message: Message) -> None:
+        if message.value is UNSET and message.error is UNSET:
+            self.close(ProtocolError(f"a message that is no reply, event or greeting (id {message.id!r})"))
+            return
+        call = self._call_of(message)
+        if call is None:
+            self._on_stray(message)
+            return
+        self._leave(call)
+        if call is self.negotiation:
+            self._on_negotiated(message)
+        if call.abandoned:
+            self._on_stray(message)
+            call.done = True
+        elif isinstance(message.error, ErrorBody):
+            call.fail(_command_error(call.command, message.error))
+        else:
+            call.succeed(message.value)
+        self._admit()
+
+    def _on_negotiated(self, message: Message) -> None:
+        if isinstance(message.error, ErrorBody):
+            self.close(ProtocolError(f"capabilities were refused: {message.error.desc}"))
+            return
+        self.oob = self._want_oob and self.greeting is not None and "oob" in self.greeting.capabilities
+        self._move(State.READY)
+
+    def _call_of(self, message: Message) -> Call | None:
+        """The command that `message` answers: by its id, or by order where the server echoes none."""
+        if message.id is not UNSET:
+            self._echoes = True
+            self._noise = False
+            call = self._pending.get(message.id) if type(message.id) is int else None
+            return call if call is not None and call.sent else None
+        if self._echoes:
+            return self._unparsed(message)
+        call = next((call for call in self._pending.values() if call.sent and not call.oob), None)
+        if call is not None and message.error is UNSET:
+            self._echoes = False
+        return call
+
+    def _unparsed(self, message: Message) -> Call | None:
+        # An error without an id, from a server that echoes ids, means that it could not
+        # parse what we sent. It is the answer of a command only if that is the only one.
+        if message.error is UNSET or self._noise or len(self._pending) != 1:
+            return None
+        self._noise = True
+        call = next(iter(self._pending.values()))
+        return call if call.sent else None
+
+    def _on_stray(self, message: Message) -> None:
+        self.stray += 1
+        if self.stray & (self.stray - 1) == 0:  # one line at 1, 2, 4, 8 ...: a burst must not flood the log
+            what = message.error.desc if isinstance(message.error, ErrorBody) else "a result"
+            log.info("dropped a reply that nobody waits for (id %r: %s); %d so far", message.id, what, self.stray)
+
+
+def _command_error(command: str, body: ErrorBody) -> CommandError:
+    kind = CommandNotSupported if body.error_class == "CommandNotFound" else CommandError
+    return kind(command, body.error_class, body.desc)

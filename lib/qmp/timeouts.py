@@ -1,0 +1,52 @@
+"""How long a command may take before we say that its outcome is unknown.
+
+Most commands answer within a millisecond. Some wait for storage, for a thread
+of the machine or for the guest's memory; to give up on those early only makes
+the outcome unknown. A caller's own `timeout` always wins.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+DEFAULT_TIMEOUT: Final = 10.0
+
+# Seconds; why: what the command waits for inside of QEMU.
+_STORAGE: Final = 60.0  # opens, flushes or drains images, which may lie on a slow network
+_MACHINE: Final = 30.0  # stops or starts vCPUs, which drains all block I/O, or builds a device
+
+COMMAND_TIMEOUTS: Final[Mapping[str, float]] = {
+    "block_resize": _STORAGE,
+    "blockdev-add": _STORAGE,
+    "blockdev-backup": _STORAGE,
+    "blockdev-create": _STORAGE,
+    "blockdev-del": _STORAGE,
+    "blockdev-insert-medium": _STORAGE,
+    "blockdev-mirror": _STORAGE,
+    "blockdev-reopen": _STORAGE,
+    "blockdev-snapshot": _STORAGE,
+    "blockdev-snapshot-sync": _STORAGE,
+    "cont": _MACHINE,
+    "device_add": _MACHINE,
+    "device_del": _MACHINE,
+    "dump-guest-memory": 3600.0,  # writes all of the guest's memory
+    "human-monitor-command": _STORAGE,
+    "migrate": _MACHINE,
+    "migrate-continue": _MACHINE,
+    "netdev_add": _MACHINE,
+    "object-add": _STORAGE,  # a memory backend with prealloc touches every page
+    "pmemsave": _STORAGE,
+    "screendump": _MACHINE,
+    "stop": _STORAGE,
+    "system_reset": _MACHINE,
+    "transaction": _STORAGE,
+}
+
+
+def command_timeout(command: str, default: float | None = DEFAULT_TIMEOUT) -> float | None:
+    """Seconds that `command` gets when the caller does not say; None waits for ever.
+
+    :param default: the connection's own default, for commands that are not slow by nature
+    """
+    if default is None:
+        return None
+    return max(default, COMMAND_TIMEOUTS.get(command, 0.0))

@@ -1,0 +1,11 @@
+"""Public test equipment: fakes for tests that need no QEMU, and a real guest for those that do.
+
+::
+
+    image.py      guest_image(): kernel + initramfs of the test guest, built in seconds from the distribution's packages
+    guest/        what runs in that guest: init (PID 1), helper.c (beats, reports, commands, dirtying of memory)
+    console.py    Console: the host's side of the guest's two serial ports; blackout() between its beats
+    machine.py    Machine: one QEMU process with that guest, gone without trace when the ``with`` ends
+
+Nothing in the package imports this room, except the faces that show the guest (``drover demo``).
+"""
