@@ -1,0 +1,68 @@
+"""The program `drover`: a table of sub-commands, each one's module loaded only when that command is typed.
+
+`drover --help` and `drover --version` import click and nothing else of weight, so they answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+from drover.errors import DroverError
+from drover.version import __version__
+
+
+class Entry(NamedTuple):
+    """A sub-command as the table knows it: the module whose `command` it is, and its line in `drover --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its sub-commands by the table, and imports one only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the table, sorted as click sorts them."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, its module imported now; None if the table has no such name."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = import_module(entry.module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table alone: click's own way would import every one of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="drover", message="%(prog)s %(version)s")
+def group() -> None:
+    """Drive QEMU/KVM virtual machines."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `drover` with these arguments (those of the process unless given), and exit the process.
+
+    A `DroverError` is told in one line on standard error, exit status 1; anything else is a fault of ours and
+    keeps its traceback.
+    """
+    try:
+        group.main(args=arguments, prog_name="drover")
+    except DroverError as error:
+        click.echo(f"drover: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
