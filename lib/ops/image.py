@@ -3,6 +3,7 @@
 An image's format is said, never probed: a guest can write any header into a raw disk.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -39,9 +40,17 @@ def open_image(path: str, *, read_only: bool, direct: bool) -> int:
     """Open an image for QEMU and return the descriptor.
 
     :param direct: with O_DIRECT: QEMU 9.0 and later take only a descriptor that has it where they want it
+    :raises ArgumentError: it is neither a file nor a block device, or cannot be opened with O_DIRECT
+    :raises OSError: it cannot be opened
     """
-    flags = (os.O_RDONLY if read_only else os.O_RDWR) | (os.O_DIRECT if direct else 0)
-    return os.open(path, flags | os.O_CLOEXEC)
+    flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+    _check_kind(os.stat(path).st_mode, path)  # before the open: to open a FIFO would block
+    try:
+        return os.open(path, flags | (os.O_DIRECT if direct else 0))
+    except OSError as error:
+        if direct and error.errno == errno.EINVAL:
+            raise ArgumentError("cache", path, "writeback or writethrough: its file system has no O_DIRECT") from error
+        raise
 
 
 def check_image(fd: int, path: str, format: str) -> str:
@@ -50,13 +59,17 @@ def check_image(fd: int, path: str, format: str) -> str:
     :raises ArgumentError: it is neither a file nor a block device, or not of this format, or it refers to other files
     """
     mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise ArgumentError("path", path, "a file or a block device")
+    _check_kind(mode, path)
     if format == "qcow2":
         # through a descriptor of its own: ours may be O_DIRECT, which wants aligned reads
         with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as image:
             check_qcow2(image.read(_QCOW2_HEADER), path)
     return "host_device" if stat.S_ISBLK(mode) else "file"
+
+
+def _check_kind(mode: int, path: str) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ArgumentError("path", path, "a file or a block device")
 
 
 def check_qcow2(header: bytes, path: str) -> None:

@@ -118,7 +118,8 @@ async def _add_netdev(undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Se
             names[kind].append(name)
     netdev: dict[str, Any] = {"type": "tap", "id": id, "fds": ":".join(names["fds"])}
     if vhost_fds:
-        netdev |= {"vhost": True, "vhostfds": ":".join(names["vhostfds"])}
+        # Without vhostforce QEMU 7.2 only warns when a vhost descriptor is no good, and then aborts over it.
+        netdev |= {"vhost": True, "vhostforce": True, "vhostfds": ":".join(names["vhostfds"])}
     await undo.step("netdev_add", netdev, undo=Revert("netdev_del", {"id": id}))
 
 

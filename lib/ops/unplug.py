@@ -4,7 +4,9 @@
 and QEMU sends DEVICE_DELETED. One that refuses makes QEMU send
 DEVICE_UNPLUG_GUEST_ERROR or an ACPI_DEVICE_OST with a status that says so. One
 that ignores the request, or is still in its firmware, is silent: the request
-stays, and completes when the machine is reset.
+stays, and completes when the machine is reset. It is repeated, for a guest that
+boots meanwhile; but QEMU takes no second request for a device whose first one came
+in the very first millisecond of the machine's life (7.2 and 10.0), so let it run first.
 """
 
 from typing import Final

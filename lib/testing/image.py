@@ -1,0 +1,294 @@
+"""The test guest's kernel and initramfs, built from the distribution's packages and cached.
+
+The kernel is the one that ``linux-image-cloud-amd64`` depends on, downloaded
+but not installed; the initramfs holds the static busybox of ``busybox-static``,
+the modules of that kernel which make virtio devices work, and ``guest/``.
+No root is needed, except for apt's package lists where they were never fetched.
+
+``python -m drover.testing.image`` builds it and prints where it is.
+"""
+
+import fcntl
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from drover.errors import DroverError
+
+META_PACKAGE = "linux-image-cloud-amd64"
+
+# What the guest loads, in this order, each after what it depends on. What the kernel has built in is passed over.
+MODULES = (
+    "virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", "virtio_mem", "virtio_console",
+    "sd_mod", "virtio_scsi", "ext4", "crc32c_generic", "nvme", "evdev", "button",
+)  # fmt: skip
+
+# The kernel package is 26 MB. Beyond this the mirror is stuck, and an error helps more than patience.
+COMMAND_TIMEOUT = 300.0
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_GUEST = Path(__file__).resolve().parent / "guest"
+
+
+class ImageError(DroverError):
+    """The guest image could not be built. The message says what to install or to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """A guest that QEMU can boot.
+
+    :ivar kernel: for ``-kernel``
+    :ivar initrd: for ``-initrd``
+    :ivar version: the kernel's release, as ``uname -r`` prints it in the guest
+    """
+
+    kernel: Path
+    initrd: Path
+    version: str
+
+
+def guest_image(cache: Path | None = None) -> GuestImage:
+    """Return the guest image, built first if its inputs are new. Safe in several processes at once.
+
+    A cached kernel is kept until it is deleted from the cache, so that a
+    finished image needs neither network nor apt.
+
+    :param cache: where to keep it; else ``$DROVER_GUEST_CACHE``, else ``build/guest`` of the source tree, else
+        ``drover/guest`` in the user's cache directory
+    :raise ImageError: a tool or package is missing (named), or apt, gcc or dpkg failed (quoted)
+    """
+    cache = cache or default_cache()
+    busybox = _busybox()
+    if (deb := _cached_kernel(cache)) and (found := _finished(cache, deb, busybox)):
+        return found
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "lock"):
+        deb = _cached_kernel(cache) or _download_kernel(cache)
+        return _finished(cache, deb, busybox) or _build(cache, deb, busybox)
+
+
+def default_cache() -> Path:
+    """Return where images are kept when the caller does not say."""
+    if chosen := os.environ.get("DROVER_GUEST_CACHE"):
+        return Path(chosen)
+    if _PACKAGE.name == "lib":  # the source tree's name for it; installed, it is called drover
+        return _PACKAGE.parent / "build" / "guest"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drover" / "guest"
+
+
+# -- the cache -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _folder(cache: Path, deb: Path, busybox: Path) -> Path:
+    digest = hashlib.sha256(deb.name.encode())
+    for part in (_GUEST / "init", _GUEST / "helper.c", Path(__file__), busybox):
+        digest.update(hashlib.sha256(part.read_bytes()).digest())
+    return cache / f"image-{digest.hexdigest()[:16]}"
+
+
+def _finished(cache: Path, deb: Path, busybox: Path) -> GuestImage | None:
+    folder = _folder(cache, deb, busybox)
+    if not folder.is_dir():
+        return None
+    return GuestImage(folder / "vmlinuz", folder / "initrd.gz", (folder / "version").read_text().strip())
+
+
+@contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    # Beside its destination, so that the final rename stays within one file system.
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache, ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+# -- tools -----------------------------------------------------------------------------------------------------------
+
+
+def _tool(name: str, package: str) -> str:
+    if path := shutil.which(name):
+        return path
+    raise ImageError(f"{name} is missing: install the Debian package {package}")
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIMEOUT, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(f"{' '.join(command)}: did not end within {COMMAND_TIMEOUT:g} s") from error
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise ImageError(f"{' '.join(command)}: failed ({done.returncode}): {said}")
+    return done.stdout
+
+
+def _busybox() -> Path:
+    for path in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
+        # A dynamic one (package busybox) names its loader, and would not run in an initramfs without libraries.
+        if path.is_file() and b"/ld-linux" not in path.read_bytes()[:4096]:
+            return path
+    raise ImageError("no static busybox in /bin or /usr/bin: install the Debian package busybox-static")
+
+
+# -- the kernel ------------------------------------------------------------------------------------------------------
+
+
+def _cached_kernel(cache: Path) -> Path | None:
+    return max(cache.glob("linux-image-*.deb"), key=lambda deb: deb.stat().st_mtime, default=None)
+
+
+def _download_kernel(cache: Path) -> Path:
+    apt = _tool("apt-get", f"apt (or put the Debian package that {META_PACKAGE} depends on into {cache})")
+    # Without this, apt says at each download by root that its own user cannot write here.
+    download = (apt, "-qq", "-o", "APT::Sandbox::User=root", "download")
+    with _scratch(cache) as scratch:
+        try:
+            _run(*download, _kernel_package(), cwd=scratch)
+        except ImageError as error:  # lists never fetched, or so old that the mirror has dropped what they name
+            _update(apt, error)
+            _run(*download, _kernel_package(), cwd=scratch)
+        (deb,) = scratch.glob("*.deb")
+        return deb.rename(cache / deb.name)
+
+
+def _kernel_package() -> str:
+    depends = _run(_tool("apt-cache", "apt"), "depends", "--important", META_PACKAGE)
+    if found := re.search(r"Depends: (linux-image-\S+)", depends):
+        return found[1]
+    raise ImageError(f"{META_PACKAGE} depends on no kernel: {depends.strip()}")
+
+
+def _update(apt: str, error: ImageError) -> None:
+    if os.geteuid() != 0:
+        raise ImageError(f"{error}; run `apt-get update` as root and try again") from error
+    _run(apt, "-qq", "update")
+
+
+# -- the image -------------------------------------------------------------------------------------------------------
+
+
+def _build(cache: Path, deb: Path, busybox: Path) -> GuestImage:
+    with _scratch(cache) as scratch:
+        root, image = scratch / "root", scratch / "image"
+        image.mkdir()
+        _run(_tool("dpkg-deb", "dpkg"), "-x", str(deb), str(root))
+        (kernel,) = (root / "boot").glob("vmlinuz-*")
+        version = kernel.name.removeprefix("vmlinuz-")
+        kernel.rename(image / "vmlinuz")
+        (image / "version").write_text(version + "\n")
+        entries = _entries(_compile(scratch), busybox, _closure(_module_tree(root, version), MODULES))
+        (image / "initrd.gz").write_bytes(gzip.compress(_newc(entries), mtime=0))
+        image.rename(_folder(cache, deb, busybox))
+    found = _finished(cache, deb, busybox)
+    assert found
+    return found
+
+
+def _compile(scratch: Path) -> bytes:
+    helper = scratch / "helper"
+    try:
+        _run(_tool("gcc", "gcc"), "-std=gnu11", "-O2", "-static", "-s", "-o", str(helper), str(_GUEST / "helper.c"))
+    except ImageError as error:
+        if Path("/usr/include/stdio.h").exists():
+            raise
+        raise ImageError("no C library to compile with: install the Debian package libc6-dev") from error
+    return helper.read_bytes()
+
+
+def _module_tree(root: Path, version: str) -> Path:
+    for lib in (root / "lib", root / "usr/lib"):  # Debian moves to the latter
+        if (lib / "modules" / version).is_dir():
+            return lib / "modules" / version
+    raise ImageError(f"the kernel package holds no modules for {version}")
+
+
+def _closure(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+    """Return the wanted modules and all that they need, uncompressed, in an order in which they load."""
+    built_in = {_module_name(line) for line in (tree / "modules.builtin").read_text().split()}
+    files = {_module_name(path.name): path for path in tree.rglob("*.ko*")}
+    order: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in order or name in built_in:
+            return
+        if name not in files:
+            raise ImageError(f"the kernel {tree.name} has no module {name}")
+        data = _module(files[name])
+        depends = re.search(rb"\0depends=([^\0]*)\0", data)
+        for needed in depends[1].decode().split(",") if depends and depends[1] else ():
+            add(needed.replace("-", "_"))
+        order[name] = data
+
+    for name in wanted:
+        add(name)
+    return order
+
+
+def _module_name(path: str) -> str:
+    return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
+
+
+def _module(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+_Entry = tuple[str, int, bytes]  # path in the archive, mode with type, contents
+
+
+def _entries(helper: bytes, busybox: Path, modules: dict[str, bytes]) -> list[_Entry]:
+    folders = [(name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "modules", "proc", "sys")]
+    return [
+        *folders,
+        ("init", stat.S_IFREG | 0o755, (_GUEST / "init").read_bytes()),
+        ("bin/helper", stat.S_IFREG | 0o755, helper),
+        ("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()),
+        ("modules/order", stat.S_IFREG | 0o644, "".join(f"{name}.ko\n" for name in modules).encode()),
+        *((f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in modules.items()),
+    ]
+
+
+def _newc(entries: Sequence[_Entry]) -> bytes:
+    """Return a cpio archive in the kernel's format (buffer-format.rst of its documentation): owner root, time 0."""
+    archive = bytearray()
+    for inode, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
+        links = 2 if stat.S_ISDIR(mode) else 1
+        fields = (inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        archive += bytes(-len(archive) % 4) + data
+        archive += bytes(-len(archive) % 4)
+    return bytes(archive)
+
+
+def main() -> int:
+    """Build the image and print its paths; the exit code is 1 when that fails."""
+    try:
+        image = guest_image()
+    except ImageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"kernel {image.kernel}\ninitrd {image.initrd}\nversion {image.version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
