@@ -14,7 +14,7 @@ from ..qmp.events import EventStream, Match, Waitable
 from ..qmp.messages import Event
 from ..qmp.session import Call, QmpSession
 from .base import FacePort, Link, QmpMonitor
-from .socket import Address, Wire
+from .socket import Wire
 from .verbs import AsyncFace
 
 T = TypeVar("T")
@@ -195,11 +195,6 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
     Parameters are those of :class:`~drover.monitor.base.QmpMonitor`.
     """
 
-    def __init__(self, address: Address, **options: Any) -> None:
-        super().__init__(address, **options)
-        self._gate = asyncio.Lock()
-        self._port = AsyncPort(self)
-
     async def connect(self, timeout: float | None = None) -> None:
         """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
 
@@ -225,6 +220,12 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
         if not isinstance(link, AsyncLink):
             raise ConnectionClosed("not connected")
         return AsyncEventIterator(link, names, since, timeout)
+
+    def _make_port(self) -> AsyncPort:
+        return AsyncPort(self)
+
+    def _make_gate(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     def _make_link(self, wire: Wire, session: QmpSession) -> AsyncLink:
         return AsyncLink(wire, session)

@@ -68,14 +68,22 @@ class QmpMonitor(Verbs):
         self._guard = threading.Lock()  # of the two below
         self._borrowers = 0
         self._temporary = False
+        self._port = self._make_port()
+        self._gate = self._make_gate()
 
     # -- what each face says ---------------------------------------------
 
-    _port: Port
-    _gate: AbstractAsyncContextManager[object]  # one connect at a time
+    @abstractmethod
+    def _make_port(self) -> "FacePort":
+        """How this face waits."""
 
     @abstractmethod
-    def _make_link(self, wire: Wire, session: QmpSession) -> Link: ...
+    def _make_gate(self) -> AbstractAsyncContextManager[object]:
+        """A lock: one connect at a time."""
+
+    @abstractmethod
+    def _make_link(self, wire: Wire, session: QmpSession) -> Link:
+        """How this face moves bytes."""
 
     # -- what is known ---------------------------------------------------
 

@@ -5,9 +5,11 @@ sleeps until what it waits for is there, or until the leader has got what it wan
 one of them must lead on. So a thread that waits a minute for an event holds up nobody.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from ..errors import ConnectionClosed, MonitorTimeout
@@ -17,7 +19,7 @@ from ..qmp.messages import Event
 from ..qmp.session import Call, QmpSession
 from .base import FacePort, Link, QmpMonitor
 from .drive import drive
-from .socket import Address, MonitorSocket, Wire, left
+from .socket import MonitorSocket, Wire, left
 from .verbs import BlockingFace
 
 T = TypeVar("T")
@@ -227,7 +229,25 @@ class BlockingPort(FacePort):
         return function()
 
     async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
-        return await flow
+        with _interrupt_later():
+            return await flow
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Hold back Ctrl-C until the end of the block, where it would reach this thread."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous is None:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _ThreadGate:
@@ -259,11 +279,6 @@ class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
     :class:`~drover.monitor.base.QmpMonitor`.
     """
 
-    def __init__(self, address: Address, **options: Any) -> None:
-        QmpMonitor.__init__(self, address, **options)
-        self._gate = _ThreadGate()
-        self._port = BlockingPort(self)
-
     def connect(self, timeout: float | None = None) -> None:
         """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
 
@@ -294,8 +309,17 @@ class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
             raise ConnectionClosed("not connected")
         return EventIterator(link, names, since, timeout)
 
+    def _make_port(self) -> BlockingPort:
+        return BlockingPort(self)
+
+    def _make_gate(self) -> _ThreadGate:
+        return _ThreadGate()
+
     def _make_link(self, wire: Wire, session: QmpSession) -> BlockingLink:
         return BlockingLink(wire, session)
+
+    def _connected(self) -> Wire:
+        return self._port.link.wire
 
     def _require_known(self) -> Link:
         if self._known is None:

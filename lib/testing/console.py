@@ -146,7 +146,11 @@ class Console:
         :raise GuestTimeout: it did not in time
         :raise GuestError: the guest panicked, or QEMU went
         """
-        return self.wait_until(lambda view: view.boots >= boot and view.beat > 0, timeout, f"ready (boot {boot})")
+
+        def ready(view: View) -> bool:
+            return min(view.boots, view.starts) >= boot and view.beat > 0
+
+        return self.wait_until(ready, timeout, f"ready (boot {boot})")
 
     def wait_for_disk(self, name: str, timeout: float = VIEW_TIMEOUT, present: bool = True) -> View:
         """Wait until the guest sees a disk such as ``vda``, or no longer does. Timeout in seconds.

@@ -412,7 +412,7 @@ def test_beat_port_takes_lines_cut_anywhere() -> None:
         for part in (said[:cut], said[cut:]):
             view = port.feed(part, 1.0, view)
         assert [beat.number for beat in port.beats] == [1, 2, 3]
-        assert view == View(beat=3, garbled=2)
+        assert view == View(starts=1, beat=3, garbled=2)
 
 
 def test_beat_port_reads_disks_and_nics() -> None:

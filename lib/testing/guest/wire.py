@@ -45,8 +45,9 @@ class Nic:
 class View:
     """What is known of the guest at one moment.
 
-    :ivar boots: how often it said that it is ready
-    :ivar beat: number of the last beat of this boot, 0 before the first
+    :ivar boots: how often it said that it takes commands
+    :ivar starts: how often it began to beat; that is said on the other port, so a little before or after
+    :ivar beat: number of the last beat since then, 0 before the first
     :ivar disks: name to size in bytes, as under ``/sys/block``
     :ivar nics: name to interface, as under ``/sys/class/net`` without ``lo``
     :ivar panicked: the kernel gave up
@@ -54,6 +55,7 @@ class View:
     """
 
     boots: int = 0
+    starts: int = 0
     beat: int = 0
     disks: Mapping[str, int] = field(default_factory=dict)
     nics: Mapping[str, Nic] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class BeatPort:
                     return replace(view, disks=_disks(disks.decode()), nics=_nics(nics.decode()))
                 case [b"S"]:  # a new boot: its numbers begin again
                     self.beats.clear()
-                    return replace(view, beat=0)
+                    return replace(view, starts=view.starts + 1, beat=0)
         except ValueError:
             pass
         return replace(view, garbled=view.garbled + 1)

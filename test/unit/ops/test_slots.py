@@ -1,0 +1,136 @@
+"""Free places, from what QEMU says of its buses."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drover.errors import ArgumentError, HotplugError, NoFreeSlot
+from drover.ops.slots import Place, Reservations, enumerated, mark_used, pci_buses, pci_place, scsi_place
+
+I440FX, Q35 = (0x8086, 0x1237), (0x8086, 0x29C0)
+ROOT_PORT, PCI_BRIDGE, PCIE_PCI, NIC = (0x1B36, 0x000C), (0x1B36, 0x0001), (0x1B36, 0x000E), (0x1AF4, 0x1000)
+
+
+def device(slot: int, identity: tuple[int, int], name: str = "", behind: list[Any] | None = None) -> dict[str, Any]:
+    found = {"slot": slot, "function": 0, "qdev_id": name, "id": {"vendor": identity[0], "device": identity[1]}}
+    if behind is not None:
+        found["pci_bridge"] = {"bus": {"secondary": slot}, "devices": behind}
+    return found
+
+
+def machine(*devices: dict[str, Any], host: tuple[int, int] = I440FX) -> list[dict[str, Any]]:
+    return [{"bus": 0, "devices": [device(0, host), *devices]}]
+
+
+def free(reply: list[dict[str, Any]]) -> dict[str, list[int]]:
+    return {bus.name: list(bus.free()) for bus in pci_buses(reply)}
+
+
+def test_the_i440fx_root_bus_takes_hotplug() -> None:
+    assert free(machine(device(1, NIC), device(3, NIC))) == {"pci.0": [2, *range(4, 32)]}
+
+
+def test_a_bridge_behind_it_has_its_first_slot_reserved() -> None:
+    found = free(machine(device(2, PCI_BRIDGE, "br0", [device(1, NIC), device(5, NIC)])))
+    assert found["br0"] == [2, 3, 4, *range(6, 32)]
+
+
+def test_the_q35_root_bus_does_not_and_its_ports_have_one_slot() -> None:
+    reply = machine(
+        device(1, ROOT_PORT, "rp0", []),
+        device(2, ROOT_PORT, "rp1", [device(0, NIC)]),
+        device(3, ROOT_PORT, "", []),
+        device(4, ROOT_PORT, "rp2", [device(0, PCIE_PCI, "br0", [device(7, NIC)])]),
+        host=Q35,
+    )
+    assert free(reply) == {
+        "pcie.0": [],
+        "rp0": [0],
+        "rp1": [],
+        "": [],
+        "rp2": [],
+        "br0": [*range(1, 7), *range(8, 32)],
+    }
+
+
+def test_unknown_bridges_and_unknown_hosts_offer_nothing() -> None:
+    assert free(machine(device(1, (0x1234, 0x5678), "odd", [])))["odd"] == []
+    assert free(machine(host=(1, 2))) == {}
+
+
+def test_before_the_firmware_numbered_the_buses() -> None:
+    reply = machine(device(1, ROOT_PORT, "rp0", []), host=Q35)
+    assert enumerated(reply)
+    reply[0]["devices"][1]["pci_bridge"]["bus"]["secondary"] = 0
+    assert not enumerated(reply)
+    buses = pci_buses(reply)
+    mark_used(buses, [("rp0", 0), ("elsewhere", 3)])
+    assert [list(bus.free()) for bus in buses] == [[], []]
+
+
+@given(st.sets(st.integers(1, 31)))
+def test_the_lowest_free_slot_is_taken_and_a_full_bus_is_named(used: set[int]) -> None:
+    buses = pci_buses(machine(*(device(slot, NIC) for slot in used)))
+    reservations = Reservations()
+    if len(used) == 31:
+        with pytest.raises(NoFreeSlot, match=r"pci\.0 \(31 of 31 used\)"):
+            with pci_place(reservations, reservations.ticket(), buses, "d"):
+                pass
+        return
+    with pci_place(reservations, reservations.ticket(), buses, "d") as place:
+        assert place == Place("pci.0", min(set(range(1, 32)) - used))
+
+
+def test_two_flows_never_hold_one_slot() -> None:
+    reservations = Reservations()
+    buses = pci_buses(machine())
+    ticket = reservations.ticket()
+    with pci_place(reservations, ticket, buses, "a") as first, pci_place(reservations, ticket, buses, "b") as second:
+        assert (first.addr, second.addr) == ("01.0", "02.0")
+    # what was given back after the ticket was drawn may be missing in an answer as old as the ticket
+    with pci_place(reservations, ticket, buses, "c") as third:
+        assert third.slot == 3
+    with pci_place(reservations, reservations.ticket(), buses, "d") as fourth:
+        assert fourth.slot == 1
+
+
+def test_a_chosen_place_is_checked() -> None:
+    reservations = Reservations()
+    buses = pci_buses(machine(device(2, PCI_BRIDGE, "br0", [])))
+    with pci_place(reservations, 0, buses, "d", "br0", "1f") as place:
+        assert place == Place("br0", 31)
+    for bus, addr, complaint in (("br9", None, "pci.0, br0"), ("br0", "zz", "hexadecimal"), (None, "05", "pci.0")):
+        with pytest.raises(ArgumentError, match=complaint):
+            with pci_place(reservations, 0, buses, "d", bus, addr):
+                pass
+
+
+def test_machines_that_take_no_hotplug_at_all() -> None:
+    with pytest.raises(NoFreeSlot, match="no bus that takes hotplug"):
+        with pci_place(Reservations(), 0, pci_buses(machine(host=Q35)), "d"):
+            pass
+
+
+def test_names_are_held_by_one_call() -> None:
+    reservations = Reservations()
+    with reservations.name("a"), reservations.name("b"):
+        with pytest.raises(HotplugError, match="another call"):
+            with reservations.name("a"):
+                pass
+    with reservations.name("a"):
+        pass
+
+
+@given(st.sets(st.integers(0, 255), max_size=256))
+def test_scsi_targets(used: set[int]) -> None:
+    reservations = Reservations()
+    left = sorted(set(range(256)) - used)
+    if not left:
+        with pytest.raises(NoFreeSlot, match=r"scsi0\.0 \(256 of 256 used\)"):
+            with scsi_place(reservations, 0, "d", "scsi0.0", used):
+                pass
+        return
+    with scsi_place(reservations, 0, "d", "scsi0.0", used) as place:
+        assert place == ("scsi0.0", left[0])
