@@ -91,12 +91,16 @@ def descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
 
 
-def fails(case: Case, port: ScriptedPort) -> bool:
+def failure(case: Case, port: ScriptedPort) -> BaseException | None:
     try:
         drive(case.flow(port))
-    except (DroverError, OSError, asyncio.CancelledError):
-        return True
-    return False
+    except (DroverError, OSError, asyncio.CancelledError) as error:
+        return error
+    return None
+
+
+def fails(case: Case, port: ScriptedPort) -> bool:
+    return failure(case, port) is not None
 
 
 def assert_nothing_held(port: ScriptedPort) -> None:
@@ -112,11 +116,12 @@ def test_change_happens_or_leaves_nothing(name: str, machine: str, fault: Fault)
         model = prepare(case, machine)
         before, fds = model.left(), descriptors()
         port = ScriptedPort(model, fault, step)
-        failed = fails(case, port)
-        assert failed == port.struck, f"{fault.name} at step {step} of {port.steps}"
+        error = failure(case, port)
+        assert (error is not None) == port.struck, f"{fault.name} at step {step} of {port.steps}"
         assert descriptors() == fds, f"{port.steps}: a descriptor of ours stayed open"
         assert_nothing_held(port)
-        if failed and fault is not Fault.CLOSED:  # then nobody can undo anything
+        if error is not None and fault is not Fault.CLOSED:  # then nobody can undo anything
+            assert not getattr(error, "__notes__", []), "the undo went well, so there is nothing to note"
             assert model.left() == before, f"{name}: {fault.name} at step {step} of {port.steps}"
 
 
@@ -145,3 +150,20 @@ def test_error_of_the_step_is_raised(name: str, fault: Fault) -> None:
         failed = fails(case, port)
         # these ask again after a timeout before they call it a failure
         assert failed or not port.struck or fault in (Fault.LOST, Fault.LATE, Fault.CLOSED), port.steps
+
+
+def test_our_copy_of_a_disks_descriptor_is_closed_before_qemu_uses_its_own() -> None:
+    """An open copy would keep the image locked after QEMU's death."""
+    model = QemuModel()
+    execute, seen = model.execute, []
+
+    def watch(command: str, arguments: Any, has_fd: bool = False) -> Any:
+        if command == "blockdev-add":
+            paths = [f"/proc/self/fd/{fd}" for fd in descriptors()]
+            seen.extend(os.readlink(path) for path in paths if os.path.lexists(path))
+        return execute(command, arguments, has_fd)
+
+    model.execute = watch  # type: ignore[method-assign]
+    drive(add_disk(ScriptedPort(model)))
+    assert seen
+    assert not [path for path in seen if path.endswith(IMAGE)]
