@@ -3,6 +3,7 @@
 - :mod:`.socket`      :class:`~.socket.Wire`, a connected socket; :class:`~.socket.MonitorSocket`, its life
 - :mod:`.discovery`   what a QEMU build can do, asked once per build
 - :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces
+- :mod:`.link`        one connection: bytes between the wire and the session
 - :mod:`.base`        what both faces share
 - :mod:`.connection`  :class:`~.connection.QmpConnection`: blocking, on the caller's thread
 - :mod:`.aio`         :class:`~.aio.AsyncQmpConnection`: on asyncio

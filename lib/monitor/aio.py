@@ -5,15 +5,15 @@ costs less for each command, and a transport cannot carry descriptors.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
-from ..errors import ConnectionClosed, MonitorTimeout
-from ..ops.port import DEFAULT, Arguments, Timeout
-from ..qmp.events import EventStream, Match, Waitable
+from ..errors import ConnectionClosed
+from ..qmp.events import EventStream, Waitable
 from ..qmp.messages import Event
-from ..qmp.session import Call, QmpSession
-from .base import FacePort, Link, QmpMonitor
+from ..qmp.session import QmpSession
+from .base import EventTap, FacePort, QmpMonitor
+from .link import Link
 from .socket import Wire
 from .verbs import AsyncFace
 
@@ -26,38 +26,25 @@ class AsyncLink(Link):
     def __init__(self, wire: Wire, session: QmpSession) -> None:
         super().__init__(wire, session)
         self.loop = asyncio.get_running_loop()
-        self._closed = False
         self._writing = False
         self.loop.add_reader(wire.fileno(), self._readable)
 
-    def flush(self) -> None:
-        """Send what the socket takes; the rest follows when it takes more."""
-        outbox = self.session.outbox
-        while outbox and not self._closed:
-            data, call = outbox[0]
-            count = self.wire.send(data, None if call.sent else call.fd)
-            if not count:
-                break
-            self.session.sent(count)
-        if bool(outbox) != self._writing and not self._closed:
-            self._writing = bool(outbox)
-            if self._writing:
-                self.loop.add_writer(self.wire.fileno(), self.flush)
+    def _send_some(self) -> None:
+        super()._send_some()
+        waiting = bool(self.session.outbox)
+        if waiting != self._writing and not self._closed:
+            self._writing = waiting
+            if waiting:
+                self.loop.add_writer(self.wire.fileno(), self._send_some)
             else:
                 self.loop.remove_writer(self.wire.fileno())
 
     def _readable(self) -> None:
-        data = self.wire.receive()
-        if data is None:
-            return
-        if data:
-            self.session.receive(data)
-        else:
-            self.session.close(ConnectionClosed("QEMU closed the connection"))
+        self._take_in()
         if self.session.fault is not None:
             self._shut()
         elif self.session.outbox:
-            self.flush()
+            self._send_some()
 
     def _shut(self) -> None:
         if self._closed:
@@ -97,55 +84,8 @@ class AsyncLink(Link):
 class AsyncPort(FacePort):
     """A port on asyncio."""
 
-    @property
-    def async_link(self) -> AsyncLink:
-        """The connection.
-
-        :raises ConnectionClosed: there is none
-        """
-        link = self.link
-        assert isinstance(link, AsyncLink)
-        return link
-
     def now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def submit(
-        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
-    ) -> Call:
-        link = self.async_link
-        call = link.session.submit(command, arguments, fd, oob)
-        link.flush()
-        return call
-
-    def abandon(self, call: Call) -> None:
-        link = self._face._link
-        if link is not None and not call.done:
-            link.session.abandon(call)
-
-    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
-        if not call.done:
-            limit = self.limit(call, timeout)
-            if not await self.async_link.wait(call, limit):
-                raise MonitorTimeout(call.command, limit)
-        return call.outcome()
-
-    async def wait_event(
-        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
-    ) -> Event:
-        link = self.async_link
-        watch = link.session.watch(names, since, match)
-        try:
-            if not await link.wait(watch, timeout):
-                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
-        finally:
-            link.session.events.forget(watch)
-        return watch.outcome()
-
-    async def wait_closed(self, timeout: float | None) -> None:
-        link = self._face._link
-        if isinstance(link, AsyncLink) and not await link.wait(link.session.ended, timeout):
-            raise MonitorTimeout("the end of the connection", timeout)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -216,10 +156,7 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
         :param since: from this event number on, as far as the log goes back; None means from now on
         :param timeout: seconds to wait for each; None waits for ever
         """
-        link = self._link
-        if not isinstance(link, AsyncLink):
-            raise ConnectionClosed("not connected")
-        return AsyncEventIterator(link, names, since, timeout)
+        return AsyncEventIterator(self, names, since, timeout)
 
     def _make_port(self) -> AsyncPort:
         return AsyncPort(self)
@@ -245,37 +182,11 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
         await self.close()
 
 
-class AsyncEventIterator:
+class AsyncEventIterator(EventTap):
     """Events as they come, for ``async for``."""
-
-    def __init__(self, link: AsyncLink, names: Collection[str], since: int | None, timeout: float | None) -> None:
-        self._link = link
-        self._timeout = timeout
-        self._stream = link.session.stream(names, since)
-
-    @property
-    def lost(self) -> int:
-        """How many events were dropped because they were not taken in time."""
-        return self._stream.lost
-
-    def close(self) -> None:
-        """Take no more events."""
-        self._link.session.events.forget(self._stream)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        stream = self._stream
-        while (event := stream.take()) is None:
-            if stream.closed is not None:
-                raise stream.closed
-            if not await self._link.wait(stream, self._timeout):
-                raise MonitorTimeout("the next event", self._timeout)
-        return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self._stream.take() or await self._next()

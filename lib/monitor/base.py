@@ -2,36 +2,25 @@
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..errors import ConnectError, ConnectionClosed, ConnectTimeout, MonitorTimeout
 from ..ops.port import DEFAULT, Arguments, Port, Timeout
 from ..ops.slots import Reservations
-from ..qmp.events import DEFAULT_LOG_SIZE, EventLog
+from ..qmp.events import DEFAULT_LOG_SIZE, EventLog, Match
 from ..qmp.framing import DEFAULT_LIMIT
+from ..qmp.messages import Event
 from ..qmp.schema import Schema
 from ..qmp.session import Call, QmpSession
 from ..qmp.timeouts import DEFAULT_TIMEOUT, command_timeout
-from .discovery import Knowledge, knowledge_of
+from .discovery import knowledge_of
+from .link import Link
 from .socket import Address, Wire, describe, open_wire
 from .verbs import Verbs
 
 T = TypeVar("T")
-
-
-class Link:
-    """One connection: a wire and the session on it. A face has at most one, and a new one for each connect."""
-
-    def __init__(self, wire: Wire, session: QmpSession) -> None:
-        self.wire = wire
-        self.session = session
-        self.knowledge = Knowledge()
-
-    def close(self, reason: ConnectionClosed) -> None:
-        """End it: everybody who waits gets `reason`."""
-        raise NotImplementedError
 
 
 class QmpMonitor(Verbs):
@@ -207,11 +196,42 @@ class FacePort(Port):
     def event_mark(self) -> int:
         return self._face.event_log.mark()
 
-    def limit(self, call: Call, timeout: Timeout) -> float | None:
-        """Seconds that `call` gets."""
-        if timeout is DEFAULT:
-            return command_timeout(call.command, self._face.timeout)
-        return timeout
+    def submit(
+        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
+    ) -> Call:
+        return self.link.submit(command, arguments, fd, oob)
+
+    def abandon(self, call: Call) -> None:
+        link = self._face._link
+        if link is not None and not call.done:
+            link.abandon(call)
+
+    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
+        if not call.done:
+            limit = self._limit(call, timeout)
+            if not await self.link.wait(call, limit):
+                raise MonitorTimeout(call.command, limit)
+        return call.outcome()
+
+    async def wait_event(
+        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
+    ) -> Event:
+        link = self.link
+        watch = link.watch(names, since, match)
+        try:
+            if not await link.wait(watch, timeout):
+                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
+        finally:
+            link.forget(watch)
+        return watch.outcome()
+
+    async def wait_closed(self, timeout: float | None) -> None:
+        link = self._face._link
+        if link is not None and not await link.wait(link.session.ended, timeout):
+            raise MonitorTimeout("the end of the connection", timeout)
+
+    def _limit(self, call: Call, timeout: Timeout) -> float | None:
+        return command_timeout(call.command, self._face.timeout) if timeout is DEFAULT else timeout
 
     async def supported_commands(self) -> frozenset[str]:
         knowledge = self.link.knowledge
@@ -226,4 +246,38 @@ class FacePort(Port):
         return knowledge.schema
 
 
-__all__ = ["Arguments", "FacePort", "Link", "QmpMonitor"]
+
+class EventTap:
+    """What the event iterators of both faces share.
+
+    :param timeout: seconds to wait for each event; None waits for ever
+    """
+
+    def __init__(self, face: QmpMonitor, names: Collection[str], since: int | None, timeout: float | None) -> None:
+        self._link = face._port.link
+        self._timeout = timeout
+        self._stream = self._link.stream(names, since)
+
+    @property
+    def lost(self) -> int:
+        """How many events were dropped because they were not taken in time."""
+        return self._stream.lost
+
+    def close(self) -> None:
+        """Take no more events."""
+        self._link.forget(self._stream)
+
+    async def _next(self) -> Event:
+        stream = self._stream
+        while (event := stream.take()) is None:
+            if stream.closed is not None:
+                raise stream.closed
+            if not await self._link.wait(stream, self._timeout):
+                raise MonitorTimeout("the next event", self._timeout)
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -8,28 +8,27 @@ one of them must lead on. So a thread that waits a minute for an event holds up 
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from ..errors import ConnectionClosed, MonitorTimeout
-from ..ops.port import DEFAULT, Arguments, Timeout
-from ..qmp.events import EventStream, EventWatch, Match, Waitable
+from ..errors import ConnectionClosed
+from ..qmp.events import EventStream, Waitable
 from ..qmp.messages import Event
-from ..qmp.session import Call, QmpSession
-from .base import FacePort, Link, QmpMonitor
+from ..qmp.session import QmpSession
+from .base import EventTap, FacePort, QmpMonitor
 from .drive import drive
+from .link import Link
 from .socket import MonitorSocket, Wire, left
 from .verbs import BlockingFace
 
 T = TypeVar("T")
-Awaited = Waitable | EventStream
 
 
 class _Follower:
     """A thread that sleeps while another one reads for it."""
 
-    def __init__(self, awaited: Awaited) -> None:
+    def __init__(self, awaited: Waitable | EventStream) -> None:
         self.awaited = awaited
         self._gate = threading.Lock()
         self._gate.acquire()
@@ -49,40 +48,11 @@ class BlockingLink(Link):
 
     def __init__(self, wire: Wire, session: QmpSession) -> None:
         super().__init__(wire, session)
-        self._lock = threading.Lock()  # of the session, and of everything below
         self._leading = False
         self._followers: list[_Follower] = []
-        self._closed = False
 
-    def submit(self, command: str, arguments: Arguments | None, fd: int | None, oob: bool) -> Call:
-        """Send a command, or as much of it as goes without waiting."""
-        with self._lock:
-            call = self.session.submit(command, arguments, fd, oob)
-            self._flush()
-        return call
-
-    def abandon(self, call: Call) -> None:
-        """Nobody waits for `call` any more."""
-        with self._lock:
-            self.session.abandon(call)
-
-    def watch(self, names: Collection[str], since: int | None, match: Match | None) -> EventWatch:
-        """Wait for one event, with :meth:`wait`."""
-        with self._lock:
-            return self.session.watch(names, since, match)
-
-    def stream(self, names: Collection[str], since: int | None) -> EventStream:
-        """Collect events, to be taken after :meth:`wait`."""
-        with self._lock:
-            return self.session.stream(names, since)
-
-    def forget(self, waiter: EventWatch | EventStream) -> None:
-        """Nobody waits for `waiter` any more."""
-        with self._lock:
-            self.session.events.forget(waiter)
-
-    def wait(self, awaited: Awaited, timeout: float | None) -> bool:
-        """Block until `awaited` is done; False if it is not after `timeout` seconds."""
+    async def wait(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
+        """Block until `awaited` is done; False if it is not after `timeout` seconds. Never suspends."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             try:
@@ -94,7 +64,7 @@ class BlockingLink(Link):
                     self._followers[0].wake()
         return True
 
-    def _wait_once(self, awaited: Awaited, deadline: float | None) -> bool:
+    def _wait_once(self, awaited: Waitable | EventStream, deadline: float | None) -> bool:
         if not self._leading:
             return self._lead(deadline)
         if self.session.outbox:
@@ -116,10 +86,10 @@ class BlockingLink(Link):
                 self.wire.close()
         if ready and not self._closed:
             self._take_in()
-            self._flush()
+            self._after_reading()
         return ready and (deadline is None or time.monotonic() < deadline)
 
-    def _follow(self, awaited: Awaited, deadline: float | None) -> bool:
+    def _follow(self, awaited: Waitable | EventStream, deadline: float | None) -> bool:
         follower = _Follower(awaited)
         self._followers.append(follower)
         self._lock.release()
@@ -136,31 +106,17 @@ class BlockingLink(Link):
             ready = self.wire.wait_writable(left(deadline))
         finally:
             self._lock.acquire()
-        self._flush()
+        self._send_some()
         return ready
 
-    def _take_in(self) -> None:
-        data = self.wire.receive()
-        if data is None:
-            return
-        if data:
-            self.session.receive(data)
-        else:
-            self.session.close(ConnectionClosed("QEMU closed the connection"))
+    def _after_reading(self) -> None:
         if self.session.fault is not None:
             self.wire.hang_up()
+        else:
+            self._send_some()
         for follower in self._followers:
             if follower.awaited.done:
                 follower.wake()
-
-    def _flush(self) -> None:
-        outbox = self.session.outbox
-        while outbox and not self._closed:
-            data, call = outbox[0]
-            count = self.wire.send(data, None if call.sent else call.fd)
-            if not count:
-                return
-            self.session.sent(count)
 
     def close(self, reason: ConnectionClosed) -> None:
         with self._lock:
@@ -178,49 +134,8 @@ class BlockingLink(Link):
 class BlockingPort(FacePort):
     """A port whose awaits block the caller's thread and never suspend."""
 
-    @property
-    def blocking_link(self) -> BlockingLink:
-        """The connection."""
-        link = self.link
-        assert isinstance(link, BlockingLink)
-        return link
-
     def now(self) -> float:
         return time.monotonic()
-
-    def submit(
-        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
-    ) -> Call:
-        return self.blocking_link.submit(command, arguments, fd, oob)
-
-    def abandon(self, call: Call) -> None:
-        link = self._face._link
-        if isinstance(link, BlockingLink) and not call.done:
-            link.abandon(call)
-
-    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
-        if not call.done:
-            limit = self.limit(call, timeout)
-            if not self.blocking_link.wait(call, limit):
-                raise MonitorTimeout(call.command, limit)
-        return call.outcome()
-
-    async def wait_event(
-        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
-    ) -> Event:
-        link = self.blocking_link
-        watch = link.watch(names, since, match)
-        try:
-            if not link.wait(watch, timeout):
-                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
-        finally:
-            link.forget(watch)
-        return watch.outcome()
-
-    async def wait_closed(self, timeout: float | None) -> None:
-        link = self._face._link
-        if isinstance(link, BlockingLink) and not link.wait(link.session.ended, timeout):
-            raise MonitorTimeout("the end of the connection", timeout)
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -304,10 +219,7 @@ class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
         :param since: from this event number on, as far as the log goes back; None means from now on
         :param timeout: seconds to wait for each; None waits for ever
         """
-        link = self._link
-        if not isinstance(link, BlockingLink):
-            raise ConnectionClosed("not connected")
-        return EventIterator(link, names, since, timeout)
+        return EventIterator(self, names, since, timeout)
 
     def _make_port(self) -> BlockingPort:
         return BlockingPort(self)
@@ -343,40 +255,11 @@ async def _nothing(port: object) -> None:
     """Only connect."""
 
 
-class EventIterator:
-    """Events as they come, for ``for``.
-
-    :ivar lost: how many were dropped because they were not taken in time
-    """
-
-    def __init__(self, link: BlockingLink, names: Collection[str], since: int | None, timeout: float | None) -> None:
-        self._link = link
-        self._timeout = timeout
-        self._stream = link.stream(names, since)
-
-    @property
-    def lost(self) -> int:
-        """How many events were dropped because they were not taken in time."""
-        return self._stream.lost
-
-    def close(self) -> None:
-        """Take no more events."""
-        self._link.forget(self._stream)
+class EventIterator(EventTap):
+    """Events as they come, for ``for``."""
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        stream = self._stream
-        while (event := stream.take()) is None:
-            if stream.closed is not None:
-                raise stream.closed
-            if not self._link.wait(stream, self._timeout):
-                raise MonitorTimeout("the next event", self._timeout)
-        return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self._stream.take() or drive(self._next())

@@ -275,7 +275,7 @@ class Machine:
                 raise MachineError(f"{self.name}: QEMU ended with {self.returncode}", self.returncode, self.log)
             try:
                 with _connect(self.qmp2) as sock:
-                    sock.settimeout(deadline - time.monotonic())
+                    sock.settimeout(max(0.1, deadline - time.monotonic()))
                     sock.sendall(b'{"execute": "qmp_capabilities"}\n')
                     if any(b'"return"' in line for line in sock.makefile("rb")):
                         return

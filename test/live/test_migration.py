@@ -59,7 +59,7 @@ def pair(source: str, target: str, kind: str, **capabilities: bool) -> Iterator[
         yield Pair(here, there, one, two)
 
 
-def finish(moved: Pair, since: float) -> None:
+def check_arrived(moved: Pair, since: float) -> None:
     """The guest has arrived: let it run there, and see that it does, without a beat lost."""
     assert moved.there.wait_incoming(timeout=60).status == "paused"
     mark = moved.there.event_mark()
@@ -89,7 +89,7 @@ def test_a_running_guest_moves(source: str, target: str, kind: str, tmp_path: Pa
         assert info.ram.total >= 256 * MIB
         assert seen[-1] == info
         assert moved.here.query_status().status == "postmigrate"
-        finish(moved, since)
+        check_arrived(moved, since)
 
 
 @pytest.mark.parametrize(("source", "target", "kind"), [("7.2", "10.0", "q35"), ("10.0", "10.0", "pc")])
@@ -108,7 +108,7 @@ def test_it_waits_before_the_switchover(source: str, target: str, kind: str, tmp
             moved.here.wait_migration(timeout=0.3)
         moved.here.migrate_continue()
         moved.here.wait_migration(timeout=60)
-        finish(moved, since)
+        check_arrived(moved, since)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
@@ -120,7 +120,7 @@ def test_over_tcp(host: str) -> None:
         assert address["host"] == host.strip("[]")
         moved.here.migrate(f"tcp:{host}:{address['port']}")
         moved.here.wait_migration(timeout=60)
-        finish(moved, since)
+        check_arrived(moved, since)
 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
@@ -133,7 +133,7 @@ def test_over_a_descriptor(version: str) -> None:
             moved.there.migrate_incoming(fd=two.fileno())
             moved.here.migrate(fd=one.fileno())
         moved.here.wait_migration(timeout=60)
-        finish(moved, since)
+        check_arrived(moved, since)
 
 
 @pytest.mark.parametrize(("source", "target"), [("7.2", "7.2"), ("7.2", "10.0"), ("10.0", "10.0")])
@@ -263,7 +263,7 @@ def test_disks_and_nics_are_moved(tmp_path: Path) -> Any:
         moved.there.migrate_incoming(uri)
         moved.here.migrate(uri)
         moved.here.wait_migration(timeout=60)
-        finish(moved, since)
+        check_arrived(moved, since)
         console = moved.source.console
         console.run("echo 3 >/proc/sys/vm/drop_caches")
         assert console.run("sha256sum /dev/vda") == before

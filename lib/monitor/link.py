@@ -1,0 +1,76 @@
+"""One connection of a QMP monitor, whichever face it serves: what moves bytes between the wire and the session."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+
+from ..errors import ConnectionClosed
+from ..ops.port import Arguments
+from ..qmp.events import EventStream, EventWatch, Match, Waitable
+from ..qmp.session import Call, QmpSession
+from .discovery import Knowledge
+from .socket import Wire
+
+
+class Link(ABC):
+    """One connection: a wire and the session on it. A face has at most one, and a new one for each connect."""
+
+    def __init__(self, wire: Wire, session: QmpSession) -> None:
+        self.wire = wire
+        self.session = session
+        self.knowledge = Knowledge()
+        self._lock = threading.Lock()  # of the session; nobody contends for it where one event loop has it all
+        self._closed = False
+
+    def submit(self, command: str, arguments: Arguments | None, fd: int | None, oob: bool) -> Call:
+        """Send a command, or as much of it as goes without waiting."""
+        with self._lock:
+            call = self.session.submit(command, arguments, fd, oob)
+            self._send_some()
+        return call
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for `call` any more."""
+        with self._lock:
+            self.session.abandon(call)
+
+    def watch(self, names: Collection[str], since: int | None, match: Match | None) -> EventWatch:
+        """Wait for one event, with :meth:`wait`."""
+        with self._lock:
+            return self.session.watch(names, since, match)
+
+    def stream(self, names: Collection[str], since: int | None) -> EventStream:
+        """Collect events, to be taken after :meth:`wait`."""
+        with self._lock:
+            return self.session.stream(names, since)
+
+    def forget(self, waiter: EventWatch | EventStream) -> None:
+        """Nobody waits for `waiter` any more."""
+        with self._lock:
+            self.session.events.forget(waiter)
+
+    @abstractmethod
+    async def wait(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
+        """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
+
+    @abstractmethod
+    def close(self, reason: ConnectionClosed) -> None:
+        """End it: everybody who waits gets `reason`."""
+
+    def _send_some(self) -> None:
+        """Send what the socket takes now; the rest stays in the outbox."""
+        outbox = self.session.outbox
+        while outbox and not self._closed:
+            data, call = outbox[0]
+            count = self.wire.send(data, None if call.sent else call.fd)
+            if not count:
+                return
+            self.session.sent(count)
+
+    def _take_in(self) -> None:
+        """Read what is there, and let the session say what it means."""
+        data = self.wire.receive()
+        if data:
+            self.session.receive(data)
+        elif data is not None:
+            self.session.close(ConnectionClosed("QEMU closed the connection"))
