@@ -6,7 +6,7 @@ costs less for each command, and a transport cannot carry descriptors.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from ..errors import ConnectionClosed
 from ..qmp.events import EventStream, Waitable
@@ -19,6 +19,9 @@ from .verbs import AsyncFace
 
 T = TypeVar("T")
 
+# Some loops count timers in milliseconds, and may ring one so much too early.
+TICK: Final = 0.001
+
 
 class AsyncLink(Link):
     """One connection on one event loop."""
@@ -27,6 +30,8 @@ class AsyncLink(Link):
         super().__init__(wire, session)
         self.loop = asyncio.get_running_loop()
         self._writing = False
+        self._deadlines: dict[asyncio.Future[None], float] = {}
+        self._alarm: asyncio.TimerHandle | None = None
         self.loop.add_reader(wire.fileno(), self._readable)
 
     def _send_some(self) -> None:
@@ -40,7 +45,7 @@ class AsyncLink(Link):
                 self.loop.remove_writer(self.wire.fileno())
 
     def _readable(self) -> None:
-        self._take_in()
+        self._take_in(self.wire.receive())
         if self.session.fault is not None:
             self._shut()
         elif self.session.outbox:
@@ -50,6 +55,8 @@ class AsyncLink(Link):
         if self._closed:
             return
         self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
         if not self.loop.is_closed():
             self.loop.remove_reader(self.wire.fileno())
             self.loop.remove_writer(self.wire.fileno())
@@ -71,14 +78,43 @@ class AsyncLink(Link):
                 future.set_result(None)
 
         awaited.notify = wake
-        timer = None if timeout is None else self.loop.call_later(timeout, wake)
+        if timeout is None:
+            try:
+                await future
+            finally:
+                awaited.notify = None
+            return awaited.done
+        self._set_deadline(future, timeout)
         try:
             await future
         finally:
             awaited.notify = None
-            if timer is not None:
-                timer.cancel()
+            del self._deadlines[future]
         return awaited.done
+
+    # One timer for all waits, set for the earliest deadline and not for each call: nearly all
+    # calls end long before theirs, and a timer set and cancelled costs a tenth of a call.
+
+    def _set_deadline(self, future: "asyncio.Future[None]", timeout: float) -> None:
+        deadline = self.loop.time() + timeout
+        self._deadlines[future] = deadline
+        if self._alarm is None or deadline < self._alarm.when():
+            self._set_alarm(deadline)
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self.loop.time() + TICK
+        for future, deadline in self._deadlines.items():
+            if deadline <= now and not future.done():
+                future.set_result(None)
+        later = [deadline for deadline in self._deadlines.values() if deadline > now]
+        if later:
+            self._set_alarm(min(later))
 
 
 class AsyncPort(FacePort):

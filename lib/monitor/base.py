@@ -199,7 +199,8 @@ class FacePort(Port):
     def submit(
         self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
     ) -> Call:
-        return self.link.submit(command, arguments, fd, oob)
+        link = self._face._link or self.link  # the property is only for its error: it costs as much as a lock
+        return link.submit(command, arguments, fd, oob)
 
     def abandon(self, call: Call) -> None:
         link = self._face._link
@@ -209,7 +210,8 @@ class FacePort(Port):
     async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
         if not call.done:
             limit = self._limit(call, timeout)
-            if not await self.link.wait(call, limit):
+            link = self._face._link or self.link
+            if not await link.wait(call, limit):
                 raise MonitorTimeout(call.command, limit)
         return call.outcome()
 

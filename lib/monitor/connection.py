@@ -19,7 +19,7 @@ from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
 from .drive import drive
 from .link import Link
-from .socket import MonitorSocket, Wire, left
+from .socket import MonitorSocket, Wire
 from .verbs import BlockingFace
 
 T = TypeVar("T")
@@ -57,53 +57,63 @@ class BlockingLink(Link):
         with self._lock:
             try:
                 while not awaited.done:
-                    if not self._wait_once(awaited, deadline):
+                    if not self._wait_once(awaited, timeout):
                         return awaited.done
+                    if deadline is not None and not awaited.done:
+                        timeout = deadline - time.monotonic()
+                        if timeout <= 0:
+                            return False
             finally:
                 if self._followers and not self._leading:
                     self._followers[0].wake()
         return True
 
-    def _wait_once(self, awaited: Waitable | EventStream, deadline: float | None) -> bool:
+    def _wait_once(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
         if not self._leading:
-            return self._lead(deadline)
+            return self._lead(timeout)
         if self.session.outbox:
-            return self._push(deadline)
-        return self._follow(awaited, deadline)
+            return self._push(timeout)
+        return self._follow(awaited, timeout)
 
-    def _lead(self, deadline: float | None) -> bool:
-        """Read once, for everybody; False if the deadline passed."""
-        sending = bool(self.session.outbox)
+    def _lead(self, timeout: float | None) -> bool:
+        """Read once, for everybody; False if nothing came in time."""
+        wire, sending = self.wire, bool(self.session.outbox)
+        data: bytes | None = None
         self._leading = True
         self._lock.release()
         try:
-            timeout = left(deadline)
-            ready = self.wire.wait_writable(timeout, True) if sending else self.wire.wait_readable(timeout)
+            if sending:
+                ready = wire.wait_writable(timeout, True)
+                if ready:
+                    data = wire.receive()
+            else:
+                data = wire.read(timeout)
+                ready = data is not None
         finally:
             self._lock.acquire()
             self._leading = False
             if self._closed:
-                self.wire.close()
+                wire.close()
         if ready and not self._closed:
-            self._take_in()
+            self._take_in(data)
             self._after_reading()
-        return ready and (deadline is None or time.monotonic() < deadline)
+        return ready
 
-    def _follow(self, awaited: Waitable | EventStream, deadline: float | None) -> bool:
+    def _follow(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
         follower = _Follower(awaited)
         self._followers.append(follower)
         self._lock.release()
         try:
-            return follower.sleep(left(deadline))
+            return follower.sleep(timeout)
         finally:
             self._lock.acquire()
             self._followers.remove(follower)
 
-    def _push(self, deadline: float | None) -> bool:
+    def _push(self, timeout: float | None) -> bool:
         """Send on while another thread reads."""
         self._lock.release()
         try:
-            ready = self.wire.wait_writable(left(deadline))
+            ready = self.wire.wait_writable(timeout)
         finally:
             self._lock.acquire()
         self._send_some()
@@ -112,7 +122,7 @@ class BlockingLink(Link):
     def _after_reading(self) -> None:
         if self.session.fault is not None:
             self.wire.hang_up()
-        else:
+        elif self.session.outbox:
             self._send_some()
         for follower in self._followers:
             if follower.awaited.done:

@@ -67,9 +67,8 @@ class Link(ABC):
                 return
             self.session.sent(count)
 
-    def _take_in(self) -> None:
-        """Read what is there, and let the session say what it means."""
-        data = self.wire.receive()
+    def _take_in(self, data: bytes | None) -> None:
+        """Let the session say what it means that `data` was read."""
         if data:
             self.session.receive(data)
         elif data is not None:

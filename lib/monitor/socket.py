@@ -22,11 +22,20 @@ _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.1
 
 
+_NOW: Final = socket.MSG_DONTWAIT
+# A read that blocks is one system call where poll and read are two. The kernel bounds it to this
+# (seconds; two ticks of a slow one), for nearly all answers come sooner; what takes longer is polled for.
+# It must be short: Python begins a read anew after each signal, and so its bound.
+_QUICK: Final = 0.005
+_QUICK_TIMEVAL: Final = struct.pack("@ll", 0, int(_QUICK * 1e6))
+
+
 class Wire:
-    """A connected stream socket that never blocks, and that passes descriptors."""
+    """A connected stream socket that passes descriptors; only :meth:`read` and :meth:`wait_writable` block."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _QUICK_TIMEVAL)
         self._socket = sock
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
@@ -42,9 +51,9 @@ class Wire:
         """
         try:
             if fd is None:
-                return self._socket.send(data)
+                return self._socket.send(data, _NOW)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            return self._socket.sendmsg([data], rights)
+            return self._socket.sendmsg([data], rights, _NOW)
         except BlockingIOError:
             return 0
         except (BrokenPipeError, ConnectionResetError):
@@ -53,15 +62,25 @@ class Wire:
     def receive(self) -> bytes | None:
         """Read what is there: None if nothing is, ``b""`` at the end of the stream."""
         try:
-            return self._socket.recv(READ_SIZE)
+            return self._socket.recv(READ_SIZE, _NOW)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b""
 
-    def wait_readable(self, timeout: float | None) -> bool:
-        """Block until there is something to read; False after `timeout` seconds. For one thread at a time."""
-        return bool(self._readable.poll(_milliseconds(timeout)))
+    def read(self, timeout: float | None) -> bytes | None:
+        """Block until something is there, and read it: None after `timeout` seconds. For one thread at a time."""
+        if timeout is None or timeout > _QUICK:
+            started = time.monotonic()
+            try:
+                return self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                pass
+            except ConnectionResetError:
+                return b""
+            if timeout is not None:
+                timeout -= time.monotonic() - started
+        return self.receive() if self._readable.poll(_milliseconds(timeout)) else None
 
     def wait_writable(self, timeout: float | None, or_readable: bool = False) -> bool:
         """Block until the socket takes more; False after `timeout` seconds."""
@@ -220,9 +239,8 @@ class MonitorSocket:
         :raises MonitorTimeout: nothing came in time
         """
         wire, deadline = self._connected(), self._deadline(timeout)
-        while (data := wire.receive()) is None:
-            if not wire.wait_readable(left(deadline)):
-                raise MonitorTimeout(f"read from {describe(self.address)}", timeout or self.timeout)
+        while (data := wire.read(left(deadline))) is None:
+            raise MonitorTimeout(f"read from {describe(self.address)}", timeout or self.timeout)
         return data
 
     def __enter__(self) -> Self:

@@ -22,12 +22,20 @@ Flow = Callable[Concatenate[Port, P], Coroutine[Any, Any, T]]
 class BlockingFace:
     """A face whose verbs return their result."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _bind(cls, "_blocking")
+
     def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         raise NotImplementedError
 
 
 class AsyncFace:
     """A face whose verbs return a coroutine."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _bind(cls, "_async")
 
     async def _run_async(
         self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -73,6 +81,13 @@ class verb(Generic[P, T]):
                 return self._async
             return self
         return MethodType(self._blocking if isinstance(face, BlockingFace) else self._async, face)
+
+
+def _bind(face: type, kind: str) -> None:
+    """Make ordinary methods of a face's verbs, once for the class: looked up for each call, they would cost more."""
+    for name, value in inspect.getmembers_static(face):
+        if isinstance(value, verb):
+            setattr(face, name, getattr(value, kind))
 
 
 async def _query_schema(port: Port) -> Schema:

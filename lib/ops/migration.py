@@ -27,6 +27,10 @@ POLL: Final = 0.2
 # Cancelling joins QEMU's migration thread, which may sit in a send to a peer that does not read.
 CANCEL_TIMEOUT: Final = 30.0
 
+# From "completed" to the run state that belongs to it QEMU has only its own lock to wait for.
+SETTLE_TIMEOUT: Final = 10.0
+SETTLE_POLL: Final = 0.01
+
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -174,7 +178,7 @@ async def wait_incoming(
     while (status := await query_status(port)).status == "inmigrate":
         if deadline is not None and port.now() >= deadline:
             raise MonitorTimeout("the incoming machine to leave 'inmigrate'", timeout)
-        await port.sleep(poll / 10)
+        await port.sleep(SETTLE_POLL)
     return status
 
 
@@ -215,9 +219,12 @@ async def _prove(port: Port) -> None:
         raise MigrationError(
             "completed proves nothing without the capability 'return-path': ask the target", "completed"
         )
-    status = await query_status(port)
-    if status.status != "postmigrate":
-        raise MigrationError(f"the migration completed, but the source is '{status.status}'", "completed")
+    # QEMU says completed a moment before it leaves 'finish-migrate'.
+    deadline = port.now() + SETTLE_TIMEOUT
+    while (status := await query_status(port)).status != "postmigrate":
+        if port.now() >= deadline:
+            raise MigrationError(f"the migration completed, but the source is '{status.status}'", "completed")
+        await port.sleep(SETTLE_POLL)
 
 
 async def migrate_continue(port: Port, *, state: str = "pre-switchover") -> None:

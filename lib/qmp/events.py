@@ -9,8 +9,10 @@ that a flood which pushes it out of the log does not hide it from who waits alre
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+from msgspec import UNSET, Struct
+
 from ..errors import DroverError
-from .messages import Event
+from .messages import Event, Message
 
 # As many events as an instance sends in hours of normal life; about 1 MB at worst.
 DEFAULT_LOG_SIZE = 1_000
@@ -21,15 +23,12 @@ DEFAULT_STREAM_SIZE = 10_000
 Match = Callable[[Event], bool]
 
 
-class Waitable:
+class Waitable(Struct, kw_only=True, eq=False):
     """Something that a port waits for: done when its value or its error is there."""
 
-    __slots__ = ("done", "error", "notify")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: BaseException | None = None
-        self.notify: Callable[[], None] | None = None
+    done: bool = False
+    error: BaseException | None = None
+    notify: Callable[[], None] | None = None
 
     def fail(self, error: BaseException) -> None:
         """End the wait with `error`; nothing happens when it already ended."""
@@ -44,16 +43,12 @@ class Waitable:
             self.notify()
 
 
-class EventWatch(Waitable):
+class EventWatch(Waitable, eq=False):
     """Waits for the first event that fits; :attr:`event` holds it when done."""
 
-    __slots__ = ("_match", "_names", "event")
-
-    def __init__(self, names: frozenset[str], match: Match | None) -> None:
-        super().__init__()
-        self.event: Event | None = None
-        self._names = names
-        self._match = match
+    _names: frozenset[str]
+    _match: Match | None
+    event: Event | None = None
 
     def offer(self, event: Event) -> None:
         """Take `event` if it is the one that is waited for."""
@@ -95,21 +90,26 @@ class EventStream:
         self._size = size
         self._queue: deque[Event] = deque()
 
-    def offer(self, event: Event) -> None:
-        """Append `event` if this stream wants it; the oldest one goes when the queue is full."""
-        if self._names and event.name not in self._names:
-            return
+    def offer(self, events: list[Event]) -> None:
+        """Append the events that this stream wants; the oldest ones go when the queue is full."""
+        if self._names:
+            events = [event for event in events if event.name in self._names]
+            if not events:
+                return
         queue = self._queue
-        if len(queue) >= self._size:
+        queue.extend(events)
+        while len(queue) > self._size:
             queue.popleft()
             self.lost += 1
-        queue.append(event)
         if self.notify is not None:
             self.notify()
 
     def take(self) -> Event | None:
         """The oldest event that was not taken yet, or None."""
-        return self._queue.popleft() if self._queue else None
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return None
 
     @property
     def done(self) -> bool:
@@ -154,14 +154,29 @@ class EventLog:
 
     def add(self, name: str, data: dict[str, object], timestamp: float) -> None:
         """Number an event, keep it, and offer it to everybody who waits."""
-        self._number = number = self._number + 1
-        event = Event(name, data, timestamp, number)
-        self._log.append(event)
+        self._publish([Event(name, data, timestamp, self._number + 1)])
+
+    def extend(self, messages: Iterable[Message]) -> None:
+        """The same for all events of one read, at once: they come in floods."""
+        number = self._number
+        events = []
+        for message in messages:
+            number += 1
+            name, stamp, data = message.event, message.timestamp, message.data
+            assert name is not UNSET
+            when = -1.0 if stamp is UNSET else stamp.seconds + stamp.microseconds / 1e6
+            events.append(Event(name, {} if data is UNSET else data, when, number))
+        self._publish(events)
+
+    def _publish(self, events: list[Event]) -> None:
+        self._number = events[-1].number
+        self._log.extend(events)
         for stream in self._streams:
-            stream.offer(event)
+            stream.offer(events)
         if self._watches:
-            for watch in tuple(self._watches):
-                watch.offer(event)
+            for event in events:
+                for watch in tuple(self._watches):
+                    watch.offer(event)
 
     def watch(self, names: Iterable[str], since: int | None, match: Match | None = None) -> EventWatch:
         """Wait for the first event that fits; :meth:`forget` it when you are through with it.
@@ -187,8 +202,7 @@ class EventLog:
         stream = EventStream(frozenset(names), size)
         if since is not None:
             stream.lost = max(0, self.dropped - since)
-            for event in self._after(since):
-                stream.offer(event)
+            stream.offer(self._after(since))
         self._streams += (stream,)
         return stream
 

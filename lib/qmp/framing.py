@@ -29,6 +29,8 @@ class LineFramer:
 
         :raises ProtocolError: a line is longer than the limit
         """
+        if not self._rest and data.endswith(b"\n") and len(data) <= self.limit:
+            return data
         end = data.rfind(b"\n") + 1
         if not end:
             self._keep(data)

@@ -46,25 +46,21 @@ MOVES: Final[dict[State, frozenset[State]]] = {
 }
 
 
-class Call(Waitable):
+class Call(Waitable, eq=False):
     """A command from its submission to its outcome: :attr:`value`, or :attr:`error`.
 
     :ivar sent: its first byte has left, so QEMU will run it
     :ivar abandoned: nobody waits for it any more; its reply will be dropped
     """
 
-    __slots__ = ("abandoned", "command", "fd", "id", "oob", "payload", "sent", "value")
-
-    def __init__(self, command: str, number: int, payload: bytes, fd: int | None, oob: bool) -> None:
-        super().__init__()
-        self.command = command
-        self.id = number
-        self.payload = payload
-        self.fd = fd
-        self.oob = oob
-        self.sent = False
-        self.abandoned = False
-        self.value: Any = None
+    command: str
+    id: int
+    payload: bytes
+    fd: int | None = None
+    oob: bool = False
+    sent: bool = False
+    abandoned: bool = False
+    value: Any = None
 
     def succeed(self, value: Any) -> None:
         """QEMU did it and returned `value`."""
@@ -104,11 +100,11 @@ class QmpSession:
         self._waiting: deque[Call] = deque()
         self._in_band = 0
         self._fd_in_flight = False
-        self._number = 0
+        self._number = 1  # the negotiation's
         self._echoes: bool | None = None  # does this server put our ids into its replies?
         self._noise = False  # an unparsable command may be answered by a burst of errors: this is the rest of it
         self.ended = Waitable()
-        self.negotiation = self._call("qmp_capabilities", {"enable": []})
+        self.negotiation = Call("qmp_capabilities", 1, b"")  # what it says depends on the greeting
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -136,14 +132,15 @@ class QmpSession:
         """
         if self.fault is not None:
             raise self.closed()
-        call = self._call(command, arguments, fd, oob and self.oob)
+        self._number = number = self._number + 1
+        oob = oob and self.oob
+        call = Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("-> #%d %s %s", call.id, command, redact(command, arguments))
-        if call.oob:
+        if call.oob or (not self._waiting and self._may_go(call)):
             self._send(call)
         else:
             self._waiting.append(call)
-            self._admit()
         return call
 
     def abandon(self, call: Call) -> None:
@@ -185,21 +182,17 @@ class QmpSession:
     def sent(self, count: int) -> None:
         """The first `count` bytes of the outbox's first item have left."""
         data, call = self.outbox.popleft()
-        if count:
-            call.sent = True
+        call.sent = True
         if count < len(data):
             self.outbox.appendleft((data[count:], call))
 
-    def _call(self, command: str, arguments: Any, fd: int | None = None, oob: bool = False) -> Call:
-        self._number = number = self._number + 1
-        return Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
-
-    def _admit(self) -> None:
+    def _may_go(self, call: Call) -> bool:
         # One descriptor in flight at a time: QEMU keeps only the last one that came,
         # whichever command it came with.
-        while self._waiting and self.state is State.READY and self._in_band < MAX_IN_BAND:
-            if self._waiting[0].fd is not None and self._fd_in_flight:
-                return
+        return self.state is State.READY and self._in_band < MAX_IN_BAND and (call.fd is None or not self._fd_in_flight)
+
+    def _admit(self) -> None:
+        while self._waiting and self._may_go(self._waiting[0]):
             self._send(self._waiting.popleft())
 
     def _send(self, call: Call) -> None:
@@ -223,17 +216,20 @@ class QmpSession:
         """Take in what was read: finish calls, number events, move the state."""
         if self.fault is not None:
             return
-        add = self.events.add
+        events: list[Message] = []
         for message in self._reader.feed(data):
-            name = message.event
-            if name is not UNSET:
-                stamp = message.timestamp
-                when = -1.0 if stamp is UNSET else stamp.seconds + stamp.microseconds / 1e6
-                add(name, {} if message.data is UNSET else message.data, when)
-            elif message.greeting is not UNSET:
+            if message.event is not UNSET:
+                events.append(message)
+                continue
+            if events:  # what came before a reply is in the log before the reply counts
+                self.events.extend(events)
+                events = []
+            if message.greeting is not UNSET:
                 self._on_greeting(message.greeting)
             else:
                 self._on_reply(message)
+        if events:
+            self.events.extend(events)
         if self._reader.fault is not None:
             self.close(self._reader.fault)
 
@@ -275,7 +271,8 @@ class QmpSession:
         self._send(call)
 
     def _on_reply(self, message: Message) -> None:
-        if message.value is UNSET and message.error is UNSET:
+        value, error = message.value, message.error
+        if value is UNSET and error is UNSET:
             self.close(ProtocolError(f"a message that is no reply, event or greeting (id {message.id!r})"))
             return
         call = self._call_of(message)
@@ -288,11 +285,13 @@ class QmpSession:
         if call.abandoned:
             self._on_stray(message)
             call.done = True
-        elif isinstance(message.error, ErrorBody):
-            call.fail(_command_error(call.command, message.error))
+        elif error is UNSET:
+            call.value = value
+            call.finish()
         else:
-            call.succeed(message.value)
-        self._admit()
+            call.fail(_command_error(call.command, error))
+        if self._waiting:
+            self._admit()
 
     def _on_negotiated(self, message: Message) -> None:
         if isinstance(message.error, ErrorBody):
@@ -303,10 +302,11 @@ class QmpSession:
 
     def _call_of(self, message: Message) -> Call | None:
         """The command that `message` answers: by its id, or by order where the server echoes none."""
-        if message.id is not UNSET:
+        number = message.id
+        if number is not UNSET:
             self._echoes = True
             self._noise = False
-            call = self._pending.get(message.id) if type(message.id) is int else None
+            call = self._pending.get(number) if type(number) is int else None
             return call if call is not None and call.sent else None
         if self._echoes:
             return self._unparsed(message)

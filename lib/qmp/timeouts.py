@@ -49,4 +49,5 @@ def command_timeout(command: str, default: float | None = DEFAULT_TIMEOUT) -> fl
     """
     if default is None:
         return None
-    return max(default, COMMAND_TIMEOUTS.get(command, 0.0))
+    slow = COMMAND_TIMEOUTS.get(command)
+    return default if slow is None else max(default, slow)

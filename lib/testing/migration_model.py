@@ -37,7 +37,7 @@ class MigrationModel:
         """Enter `status`, as QEMU does by itself."""
         self.state = status
         if status == "completed" and self._qemu.status != "inmigrate":
-            self._qemu.status = "postmigrate"
+            self._qemu.status = "finish-migrate"
         elif status == "completed":
             self._qemu.status = "paused"
         if self.capabilities.get("events"):

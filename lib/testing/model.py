@@ -103,6 +103,9 @@ class QemuModel:
         return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "model"}
 
     def _do_query_status(self, _: Arguments) -> Arguments:
+        if self.status == "finish-migrate":  # seen once, as in the moment after "completed"
+            self.status = "postmigrate"
+            return {"running": False, "status": "finish-migrate"}
         return {"running": self.status == "running", "status": self.status}
 
     # -- power -----------------------------------------------------------
