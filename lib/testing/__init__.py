@@ -2,6 +2,10 @@
 
 ::
 
+    model.py      a strict model of one QEMU's devices; migration_model.py: its migration
+    scripted.py   a port on that model, to run flows step by step; recorded.py: schemas of real QEMUs to check arguments
+    fake.py       a QMP server on a real socket that misbehaves on demand
+
     image.py      guest_image(): kernel + initramfs of the test guest, built in seconds from the distribution's packages
     guest/        what runs in that guest: init (PID 1), helper.c (beats, reports, commands, dirtying of memory)
     console.py    Console: the host's side of the guest's two serial ports; blackout() between its beats

@@ -184,7 +184,7 @@ class Console:
 
         :param timeout: in seconds
         :raise ValueError: the line holds a newline, or nothing, or is too long
-        :raise GuestError: the exit code is not 0 (``rc``, ``output``); the output exceeded 256 KiB or was mixed with
+        :raise GuestError: the exit code is not 0 (``rc``, ``output``); the output exceeded 128 KiB or was mixed with
             kernel messages; the guest rebooted, panicked, or QEMU went
         :raise GuestTimeout: it did not end in time
         """

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 SECTOR = 512  # bytes: the unit of /sys/block/*/size, whatever the disk's own is
 BEATS_KEPT = 60_000  # five minutes at 5 ms: longer than any move that a test watches, some 8 MB
-OUTPUT_KEPT = 1 << 18  # bytes of a command's output: more belongs into a checksum
+OUTPUT_KEPT = 1 << 17  # bytes of a command's output: more belongs into a checksum
 TEXT_KEPT = 1 << 16  # bytes of console text for the reader of an error: a panic with its trace takes 4,000
 LINE_KEPT = 1 << 16  # bytes of an unfinished report: twice what helper.c writes at most (VIEW_MAX)
 MARK_MAX = 200  # bytes: no line of the protocol on ttyS0 is longer, so this much may be the start of one
