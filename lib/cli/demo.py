@@ -29,7 +29,7 @@ from drover.errors import DroverError
 from drover.kvm.taps import Tap, open_tap
 from drover.monitor.connection import QmpConnection
 from drover.ops.disk import Disk
-from drover.ops.migration import Progress
+from drover.ops.migration import MigrationInfo, Progress
 from drover.ops.nic import Nic
 from drover.testing.image import GuestImage, guest_image
 from drover.testing.machine import QEMU, Machine, MachineError
@@ -204,9 +204,8 @@ class Demo:
         self.source.hand_over(self.target)
         console.dirty(DIRTY_RATE, DIRTY_SIZE)
         since = time.monotonic()
-        self._send()
+        info = self._send()
         self._run_at_target()
-        info = self.here.query_migrate()  # QEMU reckons its figures after it has said completed
         beat = console.view.beat
         console.wait_until(lambda view: view.beat >= beat + BEATS_AFTER, what="the guest's beats on the target")
         silence = console.blackout(since)
@@ -227,7 +226,7 @@ class Demo:
         did = f"{mib(info.ram.transferred)} in {info.ram.dirty_sync_count} rounds, {info.downtime} ms of downtime"
         return Seen(did, f"silent {silence.seconds * 1000:.0f} ms; no beat lost or doubled", facts)
 
-    def _send(self) -> None:
+    def _send(self) -> MigrationInfo:
         """Send the machine; return when it stands whole and paused at the target, and for good stopped at the source.
 
         Until then the target has never run, so whatever fails, the guest stays where it is.
@@ -239,15 +238,16 @@ class Demo:
             self._wait_at_source("pre-switchover")
             # The guest stands still now. What has to change hands outside of QEMU would do so here.
             self.here.migrate_continue()
-            self._wait_at_source("completed")
+            info = self._wait_at_source("completed")
             arrived = self.there.wait_incoming(timeout=MIGRATION_TIMEOUT)
             check("the state of the target", arrived.status, "paused")
+            return info
         except DroverError as error:
             self._call_back(error)
             raise
 
-    def _wait_at_source(self, status: str) -> None:
-        self.here.wait_migration(until=(status,), progress=self._progress, timeout=MIGRATION_TIMEOUT, poll=POLL)
+    def _wait_at_source(self, status: str) -> MigrationInfo:
+        return self.here.wait_migration(until=(status,), progress=self._progress, timeout=MIGRATION_TIMEOUT, poll=POLL)
 
     def _run_at_target(self) -> None:
         """The one moment after which the source must never run again."""

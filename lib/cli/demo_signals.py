@@ -24,8 +24,8 @@ class Interrupted(BaseException):
 class Interrupts:
     """While entered, the first signal raises :exc:`Interrupted` in the main thread; those after it change nothing.
 
-    So whatever the first one sets off, such as the cleaning up in ``finally``, runs to its end. Signals that were
-    ignored before (``nohup``) stay so.
+    So whatever the first one sets off, such as the cleaning up in ``finally``, runs to its end; after it they stay
+    ignored, since all that is left to do is to exit. Signals that were ignored before (``nohup``) stay so.
     """
 
     def __init__(self) -> None:
@@ -67,4 +67,4 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self._first is None else signal.SIG_IGN)

