@@ -5,6 +5,8 @@ The public names, most important first:
 - :class:`QmpConnection`       a QMP monitor, blocking, safe to share between threads
 - :class:`AsyncQmpConnection`  the same verbs on asyncio
 - :class:`MonitorSocket`       a monitor socket's life, which both stand on
+- :class:`MonitorListener`     for a QEMU that dials us; :class:`AsyncMonitorListener` on asyncio
+- :func:`parse_address`        every form of an address, as text
 - :mod:`drover.errors`         everything that can go wrong, as one tree
 
 The rooms of the house, lowest first; each imports only downwards (``doc/design.md``):
@@ -17,17 +19,31 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .monitor.address import parse_address as parse_address
+    from .monitor.aio import AsyncMonitorListener as AsyncMonitorListener
     from .monitor.aio import AsyncQmpConnection as AsyncQmpConnection
     from .monitor.connection import QmpConnection as QmpConnection
+    from .monitor.listener import MonitorListener as MonitorListener
     from .monitor.socket import MonitorSocket as MonitorSocket
 
-__all__ = ["AsyncQmpConnection", "MonitorSocket", "QmpConnection", "__version__"]
+__all__ = [
+    "AsyncMonitorListener",
+    "AsyncQmpConnection",
+    "MonitorListener",
+    "MonitorSocket",
+    "QmpConnection",
+    "__version__",
+    "parse_address",
+]
 
 # Loaded when first used: a command line that never opens a monitor must not pay for asyncio.
 _LAZY = {
+    "AsyncMonitorListener": ".monitor.aio",
     "AsyncQmpConnection": ".monitor.aio",
+    "MonitorListener": ".monitor.listener",
     "MonitorSocket": ".monitor.socket",
     "QmpConnection": ".monitor.connection",
+    "parse_address": ".monitor.address",
 }
 
 

@@ -7,4 +7,5 @@
 - :mod:`.base`        what both faces share
 - :mod:`.connection`  :class:`~.connection.QmpConnection`: blocking, on the caller's thread
 - :mod:`.aio`         :class:`~.aio.AsyncQmpConnection`: on asyncio
+- :mod:`.human`       :class:`~.human.HumanMonitor` and its kin: HMP by a text socket or through QMP, both faces
 """

@@ -5,6 +5,8 @@ costs less for each command, and a transport cannot carry descriptors.
 """
 
 import asyncio
+import select
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self, TypeVar
 
@@ -14,6 +16,7 @@ from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
 from .link import Link
+from .listener import Listener
 from .socket import Wire
 from .verbs import AsyncFace
 
@@ -33,6 +36,8 @@ class AsyncLink(Link):
         self._deadlines: dict[asyncio.Future[None], float] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self.loop.add_reader(wire.fileno(), self._readable)
+        if wire.pending:
+            self.loop.call_soon(self._readable)
 
     def _send_some(self) -> None:
         super()._send_some()
@@ -117,6 +122,24 @@ class AsyncLink(Link):
             self._set_alarm(min(later))
 
 
+async def suspend_until_ready(fd: int, event: int, timeout: float | None) -> bool:
+    """Suspend until `fd` is ready for `event`: a :data:`~drover.monitor.wire.Ready` for asyncio."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    reading = event == select.POLLIN
+    (loop.add_reader if reading else loop.add_writer)(fd, wake)
+    try:
+        done, _ = await asyncio.wait([future], timeout=timeout)
+    finally:
+        (loop.remove_reader if reading else loop.remove_writer)(fd)
+    return bool(done)
+
+
 class AsyncPort(FacePort):
     """A port on asyncio."""
 
@@ -125,6 +148,9 @@ class AsyncPort(FacePort):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def ready(self, fd: int, event: int, timeout: float | None) -> bool:
+        return await suspend_until_ready(fd, event, timeout)
 
     async def offload(self, function: Callable[[], T], dispose: Callable[[T], None] | None = None) -> T:
         future = asyncio.get_running_loop().run_in_executor(None, function)
@@ -226,3 +252,57 @@ class AsyncEventIterator(EventTap):
 
     async def __anext__(self) -> Event:
         return self._stream.take() or await self._next()
+
+
+class AsyncMonitorListener(Listener[AsyncQmpConnection]):
+    """Listens for a QEMU that dials us (``-qmp unix:PATH,server=off``), on asyncio.
+
+    ::
+
+        async with AsyncMonitorListener("/run/vm/demo.qmp") as listener:
+            await start_qemu("-qmp", f"unix:{listener.address},server=off")
+            async with await listener.accept(timeout=30) as vm:
+                await vm.cont()
+
+    Closing it leaves the connection that it handed out as it is. Parameters are those of
+    :class:`~drover.monitor.listener.Listener`.
+    """
+
+    async def listen(self) -> None:
+        """Listen, if it does not; entering the object as a context does this.
+
+        Call it again after a client's end where the next one may dial before :meth:`accept` is called.
+
+        :raises ConnectError: somebody else listens there, the address is not ours, or a client is connected
+        """
+        await self._listen()
+
+    async def accept(self, timeout: float | None = None) -> AsyncQmpConnection:
+        """Wait for QEMU, greet and negotiate. While the connection lasts, other clients are refused.
+
+        :param timeout: seconds for all of it; None takes the object's
+        :raises ConnectError: the connection of before is still there
+        :raises ConnectTimeout: no QEMU dialled and greeted in time
+        :raises ConnectionClosed: this is not listening, or was closed meanwhile
+        """
+        return await self._accept(timeout)
+
+    async def close(self) -> None:
+        """Stop listening, and remove the socket's file if it is still ours. Another task's accept ends."""
+        self._close()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _ready(self, fd: int, event: int, timeout: float | None) -> bool:
+        return await suspend_until_ready(fd, event, timeout)
+
+    def _make_monitor(self, sock: socket.socket) -> AsyncQmpConnection:
+        return AsyncQmpConnection(sock, timeout=self.timeout, **self._options)
+
+    async def __aenter__(self) -> Self:
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

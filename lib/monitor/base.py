@@ -4,7 +4,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import ConnectError, ConnectionClosed, ConnectTimeout, MonitorTimeout
 from ..ops.port import DEFAULT, Arguments, Port, Timeout
@@ -17,8 +17,11 @@ from ..qmp.session import Call, QmpSession
 from ..qmp.timeouts import DEFAULT_TIMEOUT, command_timeout
 from .discovery import knowledge_of
 from .link import Link
-from .socket import Address, Wire, describe, open_wire
+from .socket import Address, Wire, describe, open_wire, tls_of
 from .verbs import Verbs
+
+if TYPE_CHECKING:
+    import ssl
 
 T = TypeVar("T")
 
@@ -26,13 +29,16 @@ T = TypeVar("T")
 class QmpMonitor(Verbs):
     """A QMP monitor, before it is said how to wait.
 
-    :param address: path of a unix socket; or a connected socket or its descriptor, which is taken over
+    :param address: see :mod:`drover.monitor.address`; a connected socket or its descriptor is taken over
     :param timeout: seconds for connecting, greeting included, and for each command that is not slow
         by nature (:mod:`drover.qmp.timeouts`); None waits for ever
     :param limit: longest message that is accepted, in bytes
     :param oob: negotiate out-of-band execution where QEMU offers it
     :param log_size: how many events are kept
     :param share_discovery: ask each QEMU build only once what it can do, and not for each connection
+    :param tls: secures the connection; its protocol is that of a client
+    :param server_hostname: whose certificate the peer must show; None takes the address's host
+    :raises ArgumentError: it is no address, or no way to secure it
     """
 
     def __init__(
@@ -44,11 +50,14 @@ class QmpMonitor(Verbs):
         oob: bool = True,
         log_size: int = DEFAULT_LOG_SIZE,
         share_discovery: bool = True,
+        tls: "ssl.SSLContext | None" = None,
+        server_hostname: str | None = None,
     ) -> None:
         self.address = address
         self.timeout = timeout
         self.event_log = EventLog(log_size)
         self.reservations = Reservations()
+        self._tls = tls_of(address, tls, server_hostname)
         self._limit = limit
         self._oob = oob
         self._share_discovery = share_discovery
@@ -120,7 +129,7 @@ class QmpMonitor(Verbs):
     async def _establish(self, timeout: float | None) -> None:
         port = self._port
         deadline = None if timeout is None else port.now() + timeout
-        wire = await open_wire(self.address, timeout, port.sleep, port.now)
+        wire = await open_wire(self.address, timeout, port.sleep, port.now, port.ready, self._tls)
         link = self._make_link(wire, QmpSession(self.event_log, self._limit, self._oob))
         self._link = link
         try:
@@ -141,7 +150,7 @@ class QmpMonitor(Verbs):
             reason = f"no greeting within {timeout:g} s: another client may hold this monitor, or QEMU hangs"
             raise ConnectTimeout(where, reason, timeout) from None
         except ConnectionClosed as error:
-            raise ConnectError(where, error.reason) from error
+            raise ConnectError(where, link.wire.fault or error.reason) from error
         greeting = link.session.greeting
         if self._share_discovery and greeting is not None:
             link.knowledge = knowledge_of(greeting, link.wire)
@@ -200,7 +209,13 @@ class FacePort(Port):
         self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
     ) -> Call:
         link = self._face._link or self.link  # the property is only for its error: it costs as much as a lock
+        if fd is not None:
+            link.wire.check_descriptors()
         return link.submit(command, arguments, fd, oob)
+
+    @abstractmethod
+    async def ready(self, fd: int, event: int, timeout: float | None) -> bool:
+        """Wait until `fd` is ready for `event`, as `poll` names it; False after `timeout` seconds."""
 
     def abandon(self, call: Call) -> None:
         link = self._face._link
@@ -246,7 +261,6 @@ class FacePort(Port):
         if knowledge.schema is None:
             knowledge.schema = Schema(await self.execute("query-qmp-schema"))
         return knowledge.schema
-
 
 
 class EventTap:

@@ -21,6 +21,7 @@ from .drive import drive
 from .link import Link
 from .socket import MonitorSocket, Wire
 from .verbs import BlockingFace
+from .wire import block_until_ready
 
 T = TypeVar("T")
 
@@ -149,6 +150,9 @@ class BlockingPort(FacePort):
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    async def ready(self, fd: int, event: int, timeout: float | None) -> bool:
+        return await block_until_ready(fd, event, timeout)
 
     async def offload(self, function: Callable[[], T], dispose: Callable[[T], None] | None = None) -> T:
         return function()

@@ -4,7 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
-from ..errors import ConnectionClosed
+from ..errors import ArgumentError, ConnectionClosed
 from ..ops.port import Arguments
 from ..qmp.events import EventStream, EventWatch, Match, Waitable
 from ..qmp.session import Call, QmpSession
@@ -59,13 +59,21 @@ class Link(ABC):
 
     def _send_some(self) -> None:
         """Send what the socket takes now; the rest stays in the outbox."""
-        outbox = self.session.outbox
-        while outbox and not self._closed:
-            data, call = outbox[0]
-            count = self.wire.send(data, None if call.sent else call.fd)
+        session = self.session
+        while session.outbox and not self._closed:
+            data, call = session.outbox[0]
+            fd = None if call.sent else call.fd
+            try:
+                count = self.wire.send(data, fd)
+            except OSError as error:
+                if fd is None:
+                    raise
+                allowed = f"an open descriptor, on a monitor that takes one ({error.strerror or error})"
+                session.refuse(call, ArgumentError("fd", fd, allowed))
+                continue
             if not count:
                 return
-            self.session.sent(count)
+            session.sent(count)
 
     def _take_in(self, data: bytes | None) -> None:
         """Let the session say what it means that `data` was read."""

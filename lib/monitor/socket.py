@@ -1,153 +1,119 @@
-"""A monitor socket's life: dialled with a deadline, non-blocking underneath, descriptors along with bytes."""
+"""A monitor socket's life: dialled with a deadline, whatever the address, and secured where that is asked for."""
 
-import array
+import errno
 import os
 import select
 import socket
-import struct
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ..errors import ArgumentError, ConnectError, ConnectionClosed, ConnectTimeout, MonitorTimeout
 from ..qmp.timeouts import DEFAULT_TIMEOUT
+from .address import (
+    AbstractAddress,
+    Address,
+    Endpoint,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    describe,
+    endpoint_of,
+)
 from .drive import drive
+from .wire import Ready, Wire, block_until_ready
 
-Address = str | os.PathLike[str] | int | socket.socket
+if TYPE_CHECKING:
+    import ssl
 
-# One read takes a big reply in a few pieces, and stays below the size from which malloc maps memory anew.
-READ_SIZE: Final = 64 * 1024
+    from .tls import Tls
+
+__all__ = [
+    "MonitorSocket",
+    "Wire",
+    "Address",
+    "describe",
+    "open_wire",
+    "resolve",
+    "tls_of",
+    "left",
+    "sleep",
+]
+
+# A family, and an address as the socket module has it in that family.
+Candidate = tuple[int, str | bytes | tuple[object, ...]]
+Clock = Callable[[], float]
+
 # A QEMU that is about to listen does so within milliseconds; one that is being started may need longer.
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.1
-
-
-_NOW: Final = socket.MSG_DONTWAIT
-# A read that blocks is one system call where poll and read are two. The kernel bounds it to this
-# (seconds; two ticks of a slow one), for nearly all answers come sooner; what takes longer is polled for.
-# It must be short: Python begins a read anew after each signal, and so its bound.
-_QUICK: Final = 0.005
-_QUICK_TIMEVAL: Final = struct.pack("@ll", 0, int(_QUICK * 1e6))
-
-
-class Wire:
-    """A connected stream socket that passes descriptors; only :meth:`read` and :meth:`wait_writable` block."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _QUICK_TIMEVAL)
-        self._socket = sock
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
-
-    def fileno(self) -> int:
-        """The socket's descriptor; -1 when closed."""
-        return self._socket.fileno()
-
-    def send(self, data: bytes, fd: int | None = None) -> int:
-        """Send what the socket takes now, and `fd` with its first byte; return how many bytes that were.
-
-        A peer that has gone takes everything: what it said before it went can still be read.
-        """
-        try:
-            if fd is None:
-                return self._socket.send(data, _NOW)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            return self._socket.sendmsg([data], rights, _NOW)
-        except BlockingIOError:
-            return 0
-        except (BrokenPipeError, ConnectionResetError):
-            return len(data)
-
-    def receive(self) -> bytes | None:
-        """Read what is there: None if nothing is, ``b""`` at the end of the stream."""
-        try:
-            return self._socket.recv(READ_SIZE, _NOW)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
-
-    def read(self, timeout: float | None) -> bytes | None:
-        """Block until something is there, and read it: None after `timeout` seconds. For one thread at a time."""
-        if timeout is None or timeout > _QUICK:
-            started = time.monotonic()
-            try:
-                return self._socket.recv(READ_SIZE)
-            except BlockingIOError:
-                pass
-            except ConnectionResetError:
-                return b""
-            if timeout is not None:
-                timeout -= time.monotonic() - started
-        return self.receive() if self._readable.poll(_milliseconds(timeout)) else None
-
-    def wait_writable(self, timeout: float | None, or_readable: bool = False) -> bool:
-        """Block until the socket takes more; False after `timeout` seconds."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT | (select.POLLIN if or_readable else 0))
-        return bool(poll.poll(_milliseconds(timeout)))
-
-    def peer_pid(self) -> int | None:
-        """The process that listens at the other end, where that is a process of this host."""
-        if self._socket.family != socket.AF_UNIX:
-            return None
-        size = struct.calcsize("3i")
-        pid: int = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
-        return pid or None
-
-    def hang_up(self) -> None:
-        """End the stream both ways, which wakes whoever waits on it. Close it afterwards."""
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was faster
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-def _milliseconds(timeout: float | None) -> int | None:
-    # rounded up: to wake before the deadline would only mean to sleep again
-    return None if timeout is None else max(0, -int(-timeout * 1000 // 1))
-
-
-def describe(address: Address) -> str:
-    """`address` as text, for messages."""
-    if isinstance(address, int):
-        return f"descriptor {address}"
-    if isinstance(address, socket.socket):
-        return f"socket {address.fileno()}"
-    return os.fspath(address)
+# Nobody listens there, yet; ECONNRESET is how vsock says so, ETIMEDOUT how we do when an address had its share of time.
+_NOT_YET: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET, errno.ETIMEDOUT})
+_NO_VSOCK: Final = frozenset({errno.ENODEV, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 async def open_wire(
-    address: Address, timeout: float | None, pause: Callable[[float], Awaitable[None]], now: Callable[[], float]
+    address: Address,
+    timeout: float | None,
+    pause: Callable[[float], Awaitable[None]],
+    now: Clock,
+    ready: Ready = block_until_ready,
+    tls: "Tls | None" = None,
 ) -> Wire:
     """Connect to `address`; retry while a starting QEMU has not bound, or does not listen yet.
 
-    :param address: path of a unix socket, or a connected socket or descriptor, which is taken over
-    :param timeout: seconds; None retries for ever
-    :param pause: how to let time pass; `now`, the clock it runs on
+    :param address: see :mod:`drover.monitor.address`; a socket or descriptor is taken over
+    :param timeout: seconds for all of it, TLS's handshake included; None retries for ever
+    :param pause: how to let time pass; `now`, the clock it runs on; `ready`, how to wait for a descriptor
+    :raises ArgumentError: it is no address
     :raises ConnectError: it can never work
     :raises ConnectTimeout: nobody listened in time
     """
-    if isinstance(address, int):
-        return Wire(_adopt(address))
-    if isinstance(address, socket.socket):
-        return Wire(address)
     deadline = None if timeout is None else now() + timeout
+
+    def left() -> float | None:
+        return None if deadline is None else max(0.0, deadline - now())
+
+    sock = await _connected(address, timeout, left, pause, ready)
+    try:
+        if tls is None:
+            return Wire(sock)
+        from .tls import secure  # the rest of us does without OpenSSL
+
+        return await secure(sock, tls, describe(address), left, ready, timeout)
+    except BaseException as error:
+        where = describe(address)
+        sock.close()
+        if isinstance(error, OSError) and not isinstance(error, MonitorTimeout):
+            raise ConnectError(where, error.strerror or str(error)) from error  # such as a socket that is closed
+        raise
+
+
+async def _connected(
+    address: Address,
+    timeout: float | None,
+    left: Callable[[], float | None],
+    pause: Callable[[float], Awaitable[None]],
+    ready: Ready,
+) -> socket.socket:
+    place = endpoint_of(address)
+    if isinstance(place, int):
+        return _adopt(place)
+    if isinstance(place, socket.socket):
+        return place
     delay = _FIRST_PAUSE
+    candidates = await resolve(place, left, ready, timeout)
     while True:
         try:
-            return Wire(_dial(os.fspath(address)))
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
-            if deadline is not None and now() + delay > deadline:
-                reason = f"{error.strerror}, for {timeout:g} s"
-                raise ConnectTimeout(describe(address), reason, timeout) from error
+            return await _dial_any(candidates, left, ready)
         except OSError as error:
-            raise ConnectError(describe(address), error.strerror or str(error)) from error
+            if error.errno not in _NOT_YET:
+                raise ConnectError(str(place), _reason(place, error)) from error
+            remaining = left()
+            if remaining is not None and delay > remaining:
+                reason = f"{error.strerror}, for {timeout:g} s"
+                raise ConnectTimeout(str(place), reason, timeout) from error
         await pause(delay)
         delay = min(delay * 2, _LONGEST_PAUSE)
 
@@ -155,19 +121,112 @@ async def open_wire(
 def _adopt(fd: int) -> socket.socket:
     try:
         return socket.socket(fileno=fd)
-    except OSError as error:
-        raise ArgumentError("address", fd, f"a connected socket's descriptor ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArgumentError("address", fd, f"a connected socket's descriptor ({why})") from error
 
 
-def _dial(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _reason(place: Endpoint, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if isinstance(place, VsockAddress) and error.errno in _NO_VSOCK:
+        return f"{reason}: this host has no vsock that leads there"
+    return reason
+
+
+async def _dial_any(candidates: list[Candidate], left: Callable[[], float | None], ready: Ready) -> socket.socket:
+    """Try one address after another, each with its share of the time: a silent one must not take it all.
+
+    :raises OSError: none worked; one that may work later, if there is one
+    """
+    failure: OSError | None = None
+    for number, candidate in enumerate(candidates):
+        remaining = left()
+        share = None if remaining is None else remaining / (len(candidates) - number)
+        try:
+            return await _dial(candidate, share, ready)
+        except OSError as error:
+            if failure is None or (error.errno in _NOT_YET and failure.errno not in _NOT_YET):
+                failure = error
+    raise failure or OSError(errno.ENOENT, "this name has no address")
+
+
+async def _dial(candidate: Candidate, timeout: float | None, ready: Ready) -> socket.socket:
+    family, address = candidate
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        sock.connect(path)
+        failure = sock.connect_ex(address)
+        if failure == errno.EINPROGRESS:
+            done = await ready(sock.fileno(), select.POLLOUT, timeout)
+            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if done else errno.ETIMEDOUT
+        if not failure and family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
+            failure = errno.ECONNREFUSED  # TCP met itself: this port was free, and chosen for our own end
+        if failure:
+            raise OSError(failure, os.strerror(failure))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def resolve(
+    place: Endpoint, left: Callable[[], float | None], ready: Ready, timeout: float | None, *, passive: bool = False
+) -> list[Candidate]:
+    """Find what the socket module calls `place`: one address, or for a host's name all that it has.
+
+    :param left: seconds until the deadline
+    :param timeout: seconds that there were, for messages
+    :param passive: it is to listen on
+    :raises ConnectError: nobody knows the host
+    :raises ConnectTimeout: nobody could say in time
+    """
+    if isinstance(place, UnixAddress):
+        return [(socket.AF_UNIX, place.path)]
+    if isinstance(place, AbstractAddress):
+        return [(socket.AF_UNIX, b"\0" + os.fsencode(place.name))]
+    if isinstance(place, VsockAddress):
+        return [(socket.AF_VSOCK, (place.cid, place.port))]
+    if not (place.port or passive):
+        raise ArgumentError("address", str(place), "port 0 is only to listen on")
+    try:
+        return _look_up(place, socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        pass  # a name, then
+    found = await _ask_resolver(place, left(), ready)
+    if found is None:
+        raise ConnectTimeout(str(place), f"the name was not resolved within {timeout or 0:g} s", timeout)
+    if isinstance(found, Exception):
+        raise ConnectError(str(place), f"{getattr(found, 'strerror', None) or found}") from found
+    return found
+
+
+def _look_up(place: TcpAddress, flags: int = 0) -> list[Candidate]:
+    found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def _ask_resolver(
+    place: TcpAddress, timeout: float | None, ready: Ready
+) -> list[Candidate] | OSError | UnicodeError | None:
+    """Resolve a name; None if that takes longer than `timeout` seconds.
+
+    libc can only block, for as long as its own settings say. So a thread asks, which outlives the
+    deadline where it must; each side has its own end of a pair of sockets, and closing one tells the other.
+    """
+    answers: list[list[Candidate] | OSError | UnicodeError] = []
+    ours, theirs = socket.socketpair()
+
+    def ask() -> None:
+        with theirs:
+            try:
+                answers.append(_look_up(place))
+            except (OSError, UnicodeError) as error:
+                answers.append(error)
+
+    with ours:
+        threading.Thread(target=ask, name="drover-resolve", daemon=True).start()
+        await ready(ours.fileno(), select.POLLIN, timeout)
+    return answers[0] if answers else None
 
 
 class MonitorSocket:
@@ -176,14 +235,25 @@ class MonitorSocket:
     It knows no protocol; :class:`drover.QmpConnection` adds that. Use it as a context
     manager, or call :meth:`connect` and :meth:`close`.
 
-    :param address: path of a unix socket; or a connected socket or its descriptor, which is
+    :param address: see :mod:`drover.monitor.address`; a connected socket or its descriptor is
         taken over and closed with this object
     :param timeout: seconds for each call that names none; None waits for ever
+    :param tls: secures the connection; its protocol is that of a client
+    :param server_hostname: whose certificate the peer must show; None takes the address's host
+    :raises ArgumentError: it is no address, or no way to secure it
     """
 
-    def __init__(self, address: Address, *, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        tls: "ssl.SSLContext | None" = None,
+        server_hostname: str | None = None,
+    ) -> None:
         self.address = address
         self.timeout = timeout
+        self._tls = tls_of(address, tls, server_hostname)
         self._wire: Wire | None = None
 
     def connect(self, timeout: float | None = None) -> None:
@@ -194,7 +264,7 @@ class MonitorSocket:
         """
         if self._wire is None:
             limit = self.timeout if timeout is None else timeout
-            self._wire = drive(open_wire(self.address, limit, sleep, time.monotonic))
+            self._wire = drive(open_wire(self.address, limit, sleep, time.monotonic, block_until_ready, self._tls))
 
     def is_connected(self) -> bool:
         """Whether there is a connection that nobody has ended, as far as is known."""
@@ -219,9 +289,12 @@ class MonitorSocket:
 
         :param fd: one descriptor: QEMU keeps only the first of a message; it stays yours to close
         :param timeout: seconds; None takes the object's
-        :raises MonitorTimeout: only a part was taken in time
+        :raises ArgumentError: this connection passes no descriptors
+        :raises MonitorTimeout: only a part was taken in time, and nothing else can be sent before the rest
         """
         wire, deadline = self._connected(), self._deadline(timeout)
+        if fd is not None:
+            wire.check_descriptors()
         while True:
             count = wire.send(data, fd)
             if count:
@@ -258,6 +331,19 @@ class MonitorSocket:
     def _deadline(self, timeout: float | None) -> float | None:
         limit = self.timeout if timeout is None else timeout
         return None if limit is None else time.monotonic() + limit
+
+
+def tls_of(address: Address, context: "ssl.SSLContext | None", server_hostname: str | None) -> "Tls | None":
+    """Check a connection's address and how it is to be secured, before anything is touched.
+
+    :raises ArgumentError: it is no address, or they do not go together
+    """
+    place = endpoint_of(address)
+    if context is None and server_hostname is None:
+        return None
+    from .tls import tls_options
+
+    return tls_options(context, server_hostname, place)
 
 
 def left(deadline: float | None) -> float | None:

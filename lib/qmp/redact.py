@@ -16,10 +16,14 @@ _SECRET_OF = {
     "guest-exec": frozenset({"input-data", "env"}),
     "guest-file-write": frozenset({"buf-b64"}),
     "ringbuf-write": frozenset({"data"}),
+    "send-key": frozenset({"keys"}),  # somebody may be typing a password
+    "input-send-event": frozenset({"events"}),
 }
 
-# HMP lines that end in a password.
-_SECRET_LINE = re.compile(r"\b(set_password\s+\S+|change\s+\S+\s+passw\w*|object_add\b.*?\bdata=)", re.IGNORECASE)
+# HMP lines that hold a password, or may.
+_SECRET_LINE = re.compile(
+    r"\b(set_password\s+\S+|change\s+\S+\s+passw\w*|object_add\b.*?\bdata=|sendkey\b|ringbuf_write\b)", re.IGNORECASE
+)
 
 
 def redact(command: str, arguments: Any) -> Any:

@@ -152,8 +152,15 @@ class QmpSession:
         if call.done or call.abandoned:
             return
         call.abandoned = True
-        if call.sent:
-            return
+        if not call.sent:
+            self._withdraw(call)
+
+    def refuse(self, call: Call, error: Exception) -> None:
+        """`call` cannot be sent: it fails with `error`, and those behind it go on."""
+        self._withdraw(call)
+        call.fail(error)
+
+    def _withdraw(self, call: Call) -> None:
         if call in self._waiting:
             self._waiting.remove(call)
         else:

@@ -237,6 +237,15 @@ def test_a_descriptor_goes_with_its_commands_own_bytes(face: Face) -> None:
         assert fake.model.fds == {"a"}
 
 
+def test_a_closed_descriptor_fails_its_own_call_only(face: Face) -> None:
+    with FakeQemu() as fake, face.open(fake.path) as vm:
+        with pytest.raises(ArgumentError, match="an open descriptor"):
+            vm.execute("getfd", {"fdname": "a"}, fd=10**6)
+        assert vm.query_status().running
+        vm.execute("getfd", {"fdname": "b"}, fd=0)
+        assert fake.model.fds == {"b"}
+
+
 def test_many_commands_at_once_keep_their_order(face: Face) -> None:
     with FakeQemu() as fake, face.open(fake.path) as vm:
         results = vm.execute_many([("stop", None), ("query-status", None), ("cont", None), ("query-status", None)] * 10)

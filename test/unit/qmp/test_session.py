@@ -277,6 +277,8 @@ def test_secrets_do_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
         session.submit("set_password", {"protocol": "vnc", "password": "hunter2"})
         session.submit("object-add", {"qom-type": "secret", "id": "s", "data": "hunter2"})
         session.submit("human-monitor-command", {"command-line": "set_password vnc hunter2"})
+        session.submit("human-monitor-command", {"command-line": "sendkey h-u-n-t-e-r-2 hunter2"})
+        session.submit("send-key", {"keys": [{"type": "qcode", "data": "hunter2"}]})
     assert "set_password" in caplog.text
     assert "hunter2" not in caplog.text
 
