@@ -198,9 +198,13 @@ class Listener(ABC, Generic[Monitor]):
 
     # -- accepting -------------------------------------------------------
 
+    def _is_closing(self) -> bool:
+        # asked by a call, since it can change at each await
+        return self._closing
+
     async def _accept(self, timeout: float | None) -> Monitor:
         sock = self._socket
-        if sock is None or self._closing:
+        if sock is None or self._is_closing():
             raise ConnectionClosed(f"not listening on {self.address}")
         self._check_free()
         limit = self.timeout if timeout is None else timeout
@@ -244,7 +248,11 @@ class Listener(ABC, Generic[Monitor]):
     ) -> socket.socket:
         while True:
             try:
-                return sock.accept()[0]
+                client = sock.accept()[0]
+                if not self._closing:
+                    return client
+                client.close()
+                raise ConnectionClosed(f"the listener on {self.address} was closed")
             except (BlockingIOError, ConnectionAbortedError):
                 pass
             except OSError as error:
@@ -262,13 +270,11 @@ class Listener(ABC, Generic[Monitor]):
         if sock is None:
             return
         self._closing = True
-        self._unlink()
         if self._accepting:  # whoever waits is woken by this, and closes it
-            try:
-                sock.shutdown(socket.SHUT_RD)
-            except OSError:
-                pass  # it did not listen
+            _wake(sock)
+            self._unlink()
             return
+        self._unlink()
         sock.close()
         self._socket, self._listening, self._closing = None, False, False
 
@@ -328,6 +334,18 @@ class MonitorListener(Listener[QmpConnection]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _wake(sock: socket.socket) -> None:
+    """Wake whoever waits for a client on `sock`: a unix socket that is shut down does not, but one that is dialled."""
+    try:
+        with socket.socket(sock.family, socket.SOCK_STREAM) as nobody:
+            nobody.setblocking(False)
+            if sock.family == socket.AF_UNIX:
+                nobody.connect_ex(sock.getsockname())
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # who waited was faster, and has closed it
 
 
 def _rebound(sock: socket.socket) -> socket.socket:
