@@ -195,6 +195,9 @@ async def resolve(
     found = await _ask_resolver(place, left(), ready)
     if found is None:
         raise ConnectTimeout(str(place), f"the name was not resolved within {timeout or 0:g} s", timeout)
+    if isinstance(found, Exception) and place.host == "localhost":
+        # which means this host also where no resolver was told so (RFC 6761, 6.3)
+        return [(socket.AF_INET, ("127.0.0.1", place.port)), (socket.AF_INET6, ("::1", place.port, 0, 0))]
     if isinstance(found, Exception):
         raise ConnectError(str(place), f"{getattr(found, 'strerror', None) or found}") from found
     return found

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import ssl
 import stat
@@ -78,21 +79,16 @@ class Dialler:
         self.context = context
         self.inside = socket.socket(socket.AF_UNIX)
         self.inside.connect(str(fake.path))
-        self.threads = [threading.Thread(target=self.start, daemon=True)]
-        self.threads[0].start()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
 
-    def start(self) -> None:
-        if self.context is not None:
-            self.outside = self.context.wrap_socket(self.outside, server_hostname="localhost")
-        back = threading.Thread(target=self.pump, args=(self.inside, self.outside), daemon=True)
-        self.threads.append(back)
-        back.start()
-        self.pump(self.outside, self.inside)
-
-    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def run(self) -> None:
+        # one thread for both ways: two may not use one SSLSocket at once
         try:
-            while data := source.recv(65536):
-                sink.sendall(data)
+            if self.context is not None:
+                self.outside = self.context.wrap_socket(self.outside, server_hostname="localhost")
+            while self.pass_on():
+                pass
         except OSError:
             pass
         for sock in (self.inside, self.outside):
@@ -101,13 +97,31 @@ class Dialler:
             except OSError:
                 pass
 
+    def pass_on(self) -> bool:
+        inside, outside = self.inside, self.outside
+        waiting = isinstance(outside, ssl.SSLSocket) and outside.pending()
+        ready = [outside] if waiting else select.select([inside, outside], [], [])[0]
+        for source, sink in ((inside, outside), (outside, inside)):
+            if source not in ready:
+                continue
+            source.settimeout(0)  # a session's ticket is readable, and no data
+            try:
+                data = source.recv(65536)
+            except (ssl.SSLWantReadError, BlockingIOError):
+                continue
+            finally:
+                source.settimeout(None)
+            if not data:
+                return False
+            sink.sendall(data)
+        return True
+
     def __enter__(self) -> "Dialler":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.inside.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(10)
+        self.thread.join(10)
         self.inside.close()
         self.outside.close()
 
