@@ -1,6 +1,9 @@
 """Where bytes move: the only rooms that know sockets, threads and event loops.
 
-- :mod:`.socket`      :class:`~.socket.Wire`, a connected socket; :class:`~.socket.MonitorSocket`, its life
+- :mod:`.address`     where a monitor is: one parser for all forms
+- :mod:`.wire`        :class:`~.wire.Wire`, a connected socket; :mod:`.tls`, one that is secured
+- :mod:`.socket`      :class:`~.socket.MonitorSocket`, a socket's life: dialled with a deadline
+- :mod:`.listener`    for a QEMU that dials us
 - :mod:`.discovery`   what a QEMU build can do, asked once per build
 - :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces
 - :mod:`.link`        one connection: bytes between the wire and the session
