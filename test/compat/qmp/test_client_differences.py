@@ -396,7 +396,7 @@ def test_descriptors_need_a_unix_socket() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             client = QMPClient()
-            await client.connect(("localhost", server.sockets[0].getsockname()[1]))
+            await client.connect(("127.0.0.1", server.sockets[0].getsockname()[1]))
             with pytest.raises(QMPError, match="UNIX"):
                 client.send_fd_scm(0)
             await client.disconnect()
@@ -411,7 +411,7 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         pytest.skip("makes its certificate with openssl")
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
-    make += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    make += f" -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {key} -out {certificate}"
     subprocess.run(make.split(), check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
@@ -426,8 +426,8 @@ def test_tls_when_connecting_and_not_when_listening(contexts: tuple[ssl.SSLConte
         writer.close()
 
     async def main() -> None:
-        async with await asyncio.start_server(serve, "localhost", 0, ssl=contexts[0], family=socket.AF_INET) as server:
-            address = ("localhost", server.sockets[0].getsockname()[1])
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=contexts[0], family=socket.AF_INET) as server:
+            address = ("127.0.0.1", server.sockets[0].getsockname()[1])
             client = QMPClient()
             await asyncio.wait_for(client.connect(address, contexts[1]), SOON)
             assert await client.execute("x") == {}
@@ -435,7 +435,7 @@ def test_tls_when_connecting_and_not_when_listening(contexts: tuple[ssl.SSLConte
             with pytest.raises(ConnectError):
                 await client.connect(address, ssl.create_default_context())
             with pytest.raises(ConnectError, match="TLS"):
-                await client.start_server(("localhost", 0), contexts[0])
+                await client.start_server(("127.0.0.1", 0), contexts[0])
             await asyncio.sleep(0.05)  # the server ends its side
 
     asyncio.run(main())
