@@ -80,4 +80,4 @@ class Link(ABC):
         if data:
             self.session.receive(data)
         elif data is not None:
-            self.session.close(ConnectionClosed("QEMU closed the connection"))
+            self.session.close(ConnectionClosed(self.wire.fault or "QEMU closed the connection"))

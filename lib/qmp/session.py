@@ -97,7 +97,7 @@ class QmpSession:
         self._want_oob = oob
         self._reader = MessageReader(limit)
         self._pending: dict[int, Call] = {}
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[Call] = deque()  # as long as there are callers: each entry is one that waits, or leaves
         self._in_band = 0
         self._fd_in_flight = False
         self._number = 1  # the negotiation's

@@ -12,6 +12,7 @@ import pytest
 from drover import MonitorSocket, QmpConnection
 from drover.errors import ConnectionClosed, MonitorTimeout
 from drover.testing.fake import FakeQemu
+from faces import Face
 
 
 @pytest.fixture
@@ -94,3 +95,12 @@ def test_a_qmp_connection_is_a_monitor_socket() -> None:
             vm.fileno()
         with vm:
             assert vm.fileno() > 2
+
+
+def test_what_broke_the_stream_is_why_it_closed(face: Face) -> None:
+    with FakeQemu() as fake, face.open(fake.path) as vm:
+        link = getattr(vm, "vm", vm)._link
+        link.wire.fault = "the peer's certificate has run out"
+        fake.hang_up()
+        with pytest.raises(ConnectionClosed, match="certificate has run out"):
+            vm.wait_event("NEVER", timeout=10)
