@@ -14,6 +14,8 @@ RUNTIME = [
     "bitarray>=3,<4",
     "click>=8.1,<9",
     "rich>=13.7,<16",
+    "prompt_toolkit>=3.0.48,<4",
+    "pygments>=2.18,<3",
     "pyinotify>=0.9.6,<0.10",
     'pyasyncore>=1.0.2,<2; python_version >= "3.12"',
 ]
@@ -23,11 +25,12 @@ TEST = [
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.100,<7",
     "uvloop>=0.21,<1",
+    "atheris>=3,<4",
     # a newer linter or type checker finds new faults in old code: moved on purpose, not by a release day
     "ruff>=0.17.5,<0.18",
     "mypy>=2.4,<2.5",
 ]
-BENCH = ["qemu.qmp>=0.0.6,<0.1"]
+BENCH = ["qemu.qmp>=0.0.6,<0.1", "avocado-framework-plugin-vt>=113,<114"]
 
 
 def version() -> str:
