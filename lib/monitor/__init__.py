@@ -7,7 +7,8 @@
 - :mod:`.discovery`   what a QEMU build can do, asked once per build
 - :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces
 - :mod:`.link`        one connection: bytes between the wire and the session
-- :mod:`.base`        what both faces share
+- :mod:`.life`        :class:`~.life.Life`: connections made, lost and made anew, for every protocol and face
+- :mod:`.base`        what both faces of a QMP monitor share
 - :mod:`.connection`  :class:`~.connection.QmpConnection`: blocking, on the caller's thread
 - :mod:`.aio`         :class:`~.aio.AsyncQmpConnection`: on asyncio
 - :mod:`.human`       :class:`~.human.HumanMonitor` and its kin: HMP by a text socket or through QMP, both faces

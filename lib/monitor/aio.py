@@ -15,7 +15,8 @@ from ..qmp.events import EventStream, Waitable
 from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
-from .link import Link
+from .life import Life, Waits
+from .link import Link, S
 from .listener import Listener
 from .socket import Wire
 from .verbs import AsyncFace
@@ -26,10 +27,10 @@ T = TypeVar("T")
 TICK: Final = 0.001
 
 
-class AsyncLink(Link):
+class AsyncLink(Link[S]):
     """One connection on one event loop."""
 
-    def __init__(self, wire: Wire, session: QmpSession) -> None:
+    def __init__(self, wire: Wire, session: S) -> None:
         super().__init__(wire, session)
         self.loop = asyncio.get_running_loop()
         self._writing = False
@@ -140,8 +141,8 @@ async def suspend_until_ready(fd: int, event: int, timeout: float | None) -> boo
     return bool(done)
 
 
-class AsyncPort(FacePort):
-    """A port on asyncio."""
+class AsyncWaits(Waits):
+    """What a port on asyncio waits by."""
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -182,7 +183,49 @@ def _dispose(done: "asyncio.Future[T]", dispose: Callable[[T], None]) -> None:
         dispose(done.result())
 
 
-class AsyncQmpConnection(QmpMonitor, AsyncFace):
+class AsyncLife(Life[S], AsyncFace):
+    """A monitor on asyncio (any event loop that has ``add_reader``)."""
+
+    async def connect(self, timeout: float | None = None) -> None:
+        """Connect, and wait until the peer has greeted; retries while a starting QEMU does not listen yet.
+
+        :param timeout: seconds for all of it; None takes the object's
+        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
+        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
+        :raises ProtocolError: what answers is no such monitor
+        """
+        await self._connect(timeout)
+
+    async def close(self) -> None:
+        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
+        self._disconnect()
+
+    def _make_gate(self) -> asyncio.Lock:
+        return asyncio.Lock()
+
+    def _make_link(self, wire: Wire, session: S) -> AsyncLink[S]:
+        return AsyncLink(wire, session)
+
+    async def _run_async(
+        self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        if self._link is None or self._temporary or self._is_lost():
+            return await self._ensured(flow, args, kwargs)
+        return await flow(self._port, *args, **kwargs)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncPort(AsyncWaits, FacePort):
+    """The port of a QMP monitor on asyncio."""
+
+
+class AsyncQmpConnection(AsyncLife[QmpSession], QmpMonitor):
     """A QMP monitor on asyncio (any event loop that has ``add_reader``).
 
     ::
@@ -197,20 +240,6 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
     Parameters are those of :class:`~drover.monitor.base.QmpMonitor`.
     """
 
-    async def connect(self, timeout: float | None = None) -> None:
-        """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
-
-        :param timeout: seconds for all of it; None takes the object's
-        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
-        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
-        :raises ProtocolError: what answers is no QMP monitor
-        """
-        await self._connect(timeout)
-
-    async def close(self) -> None:
-        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
-        self._disconnect()
-
     def events(self, *names: str, since: int | None = None, timeout: float | None = None) -> "AsyncEventIterator":
         """Iterate over events as they come; ends with :class:`~drover.errors.ConnectionClosed` when QEMU goes.
 
@@ -222,26 +251,6 @@ class AsyncQmpConnection(QmpMonitor, AsyncFace):
 
     def _make_port(self) -> AsyncPort:
         return AsyncPort(self)
-
-    def _make_gate(self) -> asyncio.Lock:
-        return asyncio.Lock()
-
-    def _make_link(self, wire: Wire, session: QmpSession) -> AsyncLink:
-        return AsyncLink(wire, session)
-
-    async def _run_async(
-        self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> T:
-        if self._link is None or self._temporary:
-            return await self._ensured(flow, args, kwargs)
-        return await flow(self._port, *args, **kwargs)
-
-    async def __aenter__(self) -> Self:
-        await self.connect()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
 
 class AsyncEventIterator(EventTap):

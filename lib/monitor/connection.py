@@ -18,7 +18,8 @@ from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
 from .drive import drive
-from .link import Link
+from .life import Life, Waits
+from .link import Link, S
 from .socket import MonitorSocket, Wire
 from .verbs import BlockingFace
 from .wire import block_until_ready
@@ -44,10 +45,10 @@ class _Follower:
             self._gate.release()
 
 
-class BlockingLink(Link):
+class BlockingLink(Link[S]):
     """One connection, its lock, and the roles of the threads that wait on it."""
 
-    def __init__(self, wire: Wire, session: QmpSession) -> None:
+    def __init__(self, wire: Wire, session: S) -> None:
         super().__init__(wire, session)
         self._leading = False
         self._followers: list[_Follower] = []
@@ -142,8 +143,8 @@ class BlockingLink(Link):
                 follower.wake()
 
 
-class BlockingPort(FacePort):
-    """A port whose awaits block the caller's thread and never suspend."""
+class BlockingWaits(Waits):
+    """What a port waits by, where its awaits block the caller's thread and never suspend."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -192,7 +193,47 @@ class _ThreadGate:
         self._lock.release()
 
 
-class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
+class BlockingLife(Life[S], BlockingFace):
+    """A monitor for blocking code; any number of threads may share one."""
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Connect, and wait until the peer has greeted; retries while a starting QEMU does not listen yet.
+
+        :param timeout: seconds for all of it; None takes the object's
+        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
+        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
+        :raises ProtocolError: what answers is no such monitor
+        """
+        drive(self._connect(timeout))
+
+    def close(self) -> None:
+        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
+        self._disconnect()
+
+    def _make_gate(self) -> _ThreadGate:
+        return _ThreadGate()
+
+    def _make_link(self, wire: Wire, session: S) -> BlockingLink[S]:
+        return BlockingLink(wire, session)
+
+    def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        if self._link is None or self._temporary or self._is_lost():
+            return drive(self._ensured(flow, args, kwargs))
+        return drive(flow(self._port, *args, **kwargs))
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BlockingPort(BlockingWaits, FacePort):
+    """The port of a QMP monitor whose awaits block."""
+
+
+class QmpConnection(BlockingLife[QmpSession], QmpMonitor, MonitorSocket):
     """A QMP monitor for blocking code; any number of threads may share one.
 
     ::
@@ -204,27 +245,9 @@ class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
 
     A verb that is used unconnected connects for the call and closes after it. After the
     connection was lost, verbs raise :class:`~drover.errors.ConnectionClosed` until
-    :meth:`close` or :meth:`connect` is called. Parameters are those of
-    :class:`~drover.monitor.base.QmpMonitor`.
+    :meth:`close` or :meth:`connect` is called, unless `reconnect` says otherwise.
+    Parameters are those of :class:`~drover.monitor.base.QmpMonitor`.
     """
-
-    def connect(self, timeout: float | None = None) -> None:
-        """Connect, greet and negotiate; retries while a starting QEMU does not listen yet.
-
-        :param timeout: seconds for all of it; None takes the object's
-        :raises ConnectError: nobody answers there, or QEMU ended meanwhile
-        :raises ConnectTimeout: the greeting did not come in time: another client may hold the monitor
-        :raises ProtocolError: what answers is no QMP monitor
-        """
-        drive(self._connect(timeout))
-
-    def close(self) -> None:
-        """Close the connection; whoever waits on it gets :class:`~drover.errors.ConnectionClosed`."""
-        self._disconnect()
-
-    def is_connected(self) -> bool:
-        """Whether there is a connection, and it has not ended as far as is known."""
-        return QmpMonitor.is_connected(self)
 
     def events(self, *names: str, since: int | None = None, timeout: float | None = None) -> "EventIterator":
         """Iterate over events as they come; ends with :class:`~drover.errors.ConnectionClosed` when QEMU goes.
@@ -238,31 +261,13 @@ class QmpConnection(QmpMonitor, MonitorSocket, BlockingFace):
     def _make_port(self) -> BlockingPort:
         return BlockingPort(self)
 
-    def _make_gate(self) -> _ThreadGate:
-        return _ThreadGate()
-
-    def _make_link(self, wire: Wire, session: QmpSession) -> BlockingLink:
-        return BlockingLink(wire, session)
-
     def _connected(self) -> Wire:
         return self._port.link.wire
 
-    def _require_known(self) -> Link:
+    def _require_known(self) -> Link[QmpSession]:
         if self._known is None:
             drive(self._ensured(_nothing, (), {}))
         return super()._require_known()
-
-    def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        if self._link is None or self._temporary:
-            return drive(self._ensured(flow, args, kwargs))
-        return drive(flow(self._port, *args, **kwargs))
-
-    def __enter__(self) -> Self:
-        self.connect()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 async def _nothing(port: object) -> None:

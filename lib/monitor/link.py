@@ -2,9 +2,11 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Collection
+from typing import Any, Generic, Protocol, TypeVar
 
-from ..errors import ArgumentError, ConnectionClosed
+from ..errors import ArgumentError, ConnectionClosed, MonitorError
 from ..ops.port import Arguments
 from ..qmp.events import EventStream, EventWatch, Match, Waitable
 from ..qmp.session import Call, QmpSession
@@ -12,13 +14,43 @@ from .discovery import Knowledge
 from .socket import Wire
 
 
-class Link(ABC):
+class Session(Protocol):
+    """What a link asks of the protocol that is spoken on it."""
+
+    fault: MonitorError | None
+    outbox: deque[tuple[bytes, Call]]
+    ended: Waitable
+
+    def submit(self, command: str, arguments: Any, fd: int | None, oob: bool, /) -> Call:
+        """Queue a command."""
+
+    def abandon(self, call: Call, /) -> None:
+        """Nobody waits for `call` any more."""
+
+    def refuse(self, call: Call, error: Exception, /) -> None:
+        """`call` cannot be sent: it fails with `error`, and those behind it go on."""
+
+    def sent(self, count: int, /) -> None:
+        """The first `count` bytes of the outbox's first item have left."""
+
+    def receive(self, data: bytes, /) -> None:
+        """Take in what was read."""
+
+    def close(self, reason: MonitorError, /) -> None:
+        """The connection ended."""
+
+
+S = TypeVar("S", bound=Session)
+
+
+class Link(ABC, Generic[S]):
     """One connection: a wire and the session on it. A face has at most one, and a new one for each connect."""
 
-    def __init__(self, wire: Wire, session: QmpSession) -> None:
+    def __init__(self, wire: Wire, session: S) -> None:
         self.wire = wire
         self.session = session
         self.knowledge = Knowledge()
+        self.peer_pid: int | None = None  # the process at the other end, where that was asked for and is known
         self._lock = threading.Lock()  # of the session; nobody contends for it where one event loop has it all
         self._closed = False
 
@@ -34,17 +66,17 @@ class Link(ABC):
         with self._lock:
             self.session.abandon(call)
 
-    def watch(self, names: Collection[str], since: int | None, match: Match | None) -> EventWatch:
+    def watch(self: "Link[QmpSession]", names: Collection[str], since: int | None, match: Match | None) -> EventWatch:
         """Wait for one event, with :meth:`wait`."""
         with self._lock:
             return self.session.watch(names, since, match)
 
-    def stream(self, names: Collection[str], since: int | None) -> EventStream:
+    def stream(self: "Link[QmpSession]", names: Collection[str], since: int | None) -> EventStream:
         """Collect events, to be taken after :meth:`wait`."""
         with self._lock:
             return self.session.stream(names, since)
 
-    def forget(self, waiter: EventWatch | EventStream) -> None:
+    def forget(self: "Link[QmpSession]", waiter: EventWatch | EventStream) -> None:
         """Nobody waits for `waiter` any more."""
         with self._lock:
             self.session.events.forget(waiter)

@@ -60,12 +60,15 @@ async def open_wire(
     now: Clock,
     ready: Ready = block_until_ready,
     tls: "Tls | None" = None,
+    *,
+    longest: float | None = None,
 ) -> Wire:
     """Connect to `address`; retry while a starting QEMU has not bound, or does not listen yet.
 
     :param address: see :mod:`drover.monitor.address`; a socket or descriptor is taken over
     :param timeout: seconds for all of it, TLS's handshake included; None retries for ever
     :param pause: how to let time pass; `now`, the clock it runs on; `ready`, how to wait for a descriptor
+    :param longest: seconds between two tries at most; None for one that is just being started
     :raises ArgumentError: it is no address
     :raises ConnectError: it can never work
     :raises ConnectTimeout: nobody listened in time
@@ -75,7 +78,7 @@ async def open_wire(
     def left() -> float | None:
         return None if deadline is None else max(0.0, deadline - now())
 
-    sock = await _connected(address, timeout, left, pause, ready)
+    sock = await _connected(address, timeout, left, pause, ready, longest or _LONGEST_PAUSE)
     try:
         if tls is None:
             return Wire(sock)
@@ -96,6 +99,7 @@ async def _connected(
     left: Callable[[], float | None],
     pause: Callable[[float], Awaitable[None]],
     ready: Ready,
+    longest: float,
 ) -> socket.socket:
     place = endpoint_of(address)
     if isinstance(place, int):
@@ -115,7 +119,7 @@ async def _connected(
                 reason = f"{error.strerror}, for {timeout:g} s"
                 raise ConnectTimeout(str(place), reason, timeout) from error
         await pause(delay)
-        delay = min(delay * 2, _LONGEST_PAUSE)
+        delay = min(delay * 2, longest)
 
 
 def _adopt(fd: int) -> socket.socket:

@@ -8,6 +8,7 @@ that a flood which pushes it out of the log does not hide it from who waits alre
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from msgspec import UNSET, Struct
 
@@ -19,6 +20,10 @@ DEFAULT_LOG_SIZE = 1_000
 # A reader takes a stream's events between two reads of the socket; one read brings
 # at most about a thousand events, so a stream only overflows when nobody reads it.
 DEFAULT_STREAM_SIZE = 10_000
+
+# The event of ours that stands where the connection was lost and made anew: from the last event before it to the first
+# one after it, some may be missing. QEMU's own names are in capitals.
+RECONNECTED: Final = "reconnected"
 
 Match = Callable[[Event], bool]
 
@@ -78,13 +83,15 @@ class EventStream:
 
     :ivar lost: how many events were dropped because the consumer did not take them in time
     :ivar closed: why no more events will come, once that is so
+    :ivar end: number of the last event that was offered to it, once it is closed
     """
 
-    __slots__ = ("_names", "_queue", "_size", "closed", "lost", "notify")
+    __slots__ = ("_names", "_queue", "_size", "closed", "end", "lost", "notify")
 
     def __init__(self, names: frozenset[str], size: int) -> None:
         self.lost = 0
         self.closed: DroverError | None = None
+        self.end = 0
         self.notify: Callable[[], None] | None = None
         self._names = names
         self._size = size
@@ -116,9 +123,9 @@ class EventStream:
         """Whether a consumer need not wait: an event is there, or none will come."""
         return bool(self._queue) or self.closed is not None
 
-    def close(self, reason: DroverError) -> None:
-        """No more events will come."""
-        self.closed = reason
+    def close(self, reason: DroverError, end: int) -> None:
+        """No more events will come after the one of number `end`."""
+        self.closed, self.end = reason, end
         if self.notify is not None:
             self.notify()
 
@@ -220,7 +227,7 @@ class EventLog:
             watch.fail(reason)
         streams, self._streams = self._streams, ()
         for stream in streams:
-            stream.close(reason)
+            stream.close(reason, self._number)
 
     def _after(self, since: int) -> list[Event]:
         newer = self._number - since

@@ -15,7 +15,7 @@ import logging
 import re
 from collections import deque
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ArgumentError, CommandError, CommandNotSupported, ConnectionClosed, MonitorError, ProtocolError
 from .events import Waitable
@@ -119,7 +119,7 @@ class HmpSession:
 
     # -- out: lines ------------------------------------------------------
 
-    def submit(self, line: str, arguments: None = None, fd: int | None = None, oob: bool = False) -> Call:
+    def submit(self, line: str, arguments: Any = None, fd: int | None = None, oob: bool = False) -> Call:
         """Queue a line; its call's value will be the output.
 
         :param line: without a line end, at most `MAX_LINE` bytes
@@ -147,10 +147,18 @@ class HmpSession:
         if call.done or call.abandoned:
             return
         call.abandoned = True
+        if call.sent:
+            self._trim()
+        else:
+            self._withdraw(call)
+
+    def refuse(self, call: Call, error: Exception) -> None:
+        """`call` cannot be sent: it fails with `error`, and those behind it go on."""
+        self._withdraw(call)
+        call.fail(error)
+
+    def _withdraw(self, call: Call) -> None:
         if call is self._current:
-            if call.sent:
-                self._trim()
-                return
             self.outbox.clear()
             self._at_prompt()
         elif call in self._waiting:

@@ -10,7 +10,7 @@ and everybody who waits on it gets the fault.
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Final
 
@@ -84,9 +84,16 @@ class QmpSession:
     :param events: where events go; pass the old one on to keep numbering over a reconnect
     :param limit: longest message that is accepted, in bytes
     :param oob: negotiate out-of-band execution where QEMU offers it
+    :param on_ready: called once it is ready, before any of its events counts
     """
 
-    def __init__(self, events: EventLog | None = None, limit: int = DEFAULT_LIMIT, oob: bool = True) -> None:
+    def __init__(
+        self,
+        events: EventLog | None = None,
+        limit: int = DEFAULT_LIMIT,
+        oob: bool = True,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
         self.state = State.GREETING
         self.events = EventLog() if events is None else events
         self.greeting: Greeting | None = None
@@ -95,6 +102,7 @@ class QmpSession:
         self.stray = 0  # replies that nobody waited for: late ones, and ones that fit no command
         self.outbox: deque[tuple[bytes, Call]] = deque()
         self._want_oob = oob
+        self._on_ready = on_ready
         self._reader = MessageReader(limit)
         self._pending: dict[int, Call] = {}
         self._waiting: deque[Call] = deque()  # as long as there are callers: each entry is one that waits, or leaves
@@ -306,6 +314,8 @@ class QmpSession:
             return
         self.oob = self._want_oob and self.greeting is not None and "oob" in self.greeting.capabilities
         self._move(State.READY)
+        if self._on_ready is not None:
+            self._on_ready()
 
     def _call_of(self, message: Message) -> Call | None:
         """The command that `message` answers: by its id, or by order where the server echoes none."""

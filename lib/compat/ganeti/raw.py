@@ -16,6 +16,7 @@ import msgspec
 from ...errors import ConnectTimeout, MonitorError, ProtocolError
 from ...monitor.connection import BlockingLink, QmpConnection
 from ...monitor.drive import drive
+from ...monitor.link import Link
 from ...monitor.socket import Wire, open_wire, sleep
 from ...monitor.verbs import verb
 from ...ops.port import Arguments
@@ -132,18 +133,16 @@ class RawSession(QmpSession):
             self.inbox.put(_raw(message))
 
 
-class RawLink(BlockingLink):
+class RawLink(BlockingLink[QmpSession]):
     """A connection whose inbox can be waited on."""
 
-    def __init__(self, wire: Wire, session: RawSession) -> None:
-        super().__init__(wire, session)
-        self.raw = session
+    session: RawSession
 
     def submit(self, command: str, arguments: Arguments | None, fd: int | None, oob: bool) -> Call:
         """Send a command; a reply that is here already may be its answer."""
         call = super().submit(command, arguments, fd, oob)
         with self._lock:
-            self.raw.claim()
+            self.session.claim()
         return call
 
     def next_message(self, wanted: Wanted, timeout: float | None) -> QmpMessage | None:
@@ -151,13 +150,13 @@ class RawLink(BlockingLink):
 
         :raises ConnectionClosed: the connection ended first
         """
-        inbox = self.raw.inbox
+        inbox = self.session.inbox
         with self._lock:
             message = inbox.take(wanted)
             if message is not None:
                 return message
-            if self.raw.fault is not None:
-                raise self.raw.closed()
+            if self.session.fault is not None:
+                raise self.session.closed()
             awaited = inbox.wait(wanted)
         try:
             drive(self.wait(awaited, timeout))
@@ -197,8 +196,11 @@ class Monitor(QmpConnection):
         assert isinstance(link, RawLink)
         return link.next_message(wanted, timeout)
 
+    def _make_session(self, wire: Wire, lost: Link[QmpSession] | None) -> RawSession:
+        return RawSession(self.log, self._limit)
+
     def _make_link(self, wire: Wire, session: QmpSession) -> RawLink:
-        return RawLink(wire, RawSession(self.log, self._limit))
+        return RawLink(wire, session)
 
 
 def dial(path: str, timeout: float | None) -> socket.socket:

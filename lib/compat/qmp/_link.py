@@ -213,7 +213,7 @@ def _release(call: Call) -> None:
         call.fd = None
 
 
-class FaceLink(Link):
+class FaceLink(Link[QmpSession]):
     """A link that posts whole messages."""
 
     session: FaceSession
@@ -238,11 +238,11 @@ class FaceLink(Link):
             self._send_some()
 
 
-class AsyncFaceLink(FaceLink, AsyncLink):
+class AsyncFaceLink(FaceLink, AsyncLink[QmpSession]):
     """The same on an event loop."""
 
 
-class BlockingFaceLink(FaceLink, BlockingLink):
+class BlockingFaceLink(FaceLink, BlockingLink[QmpSession]):
     """The same for blocking threads."""
 
 
