@@ -4,6 +4,7 @@ The public names, most important first:
 
 - :class:`QmpConnection`       a QMP monitor, blocking, safe to share between threads
 - :class:`AsyncQmpConnection`  the same verbs on asyncio
+- :class:`Reconnect`           that a lost connection is to be made anew
 - :class:`MonitorSocket`       a monitor socket's life, which both stand on
 - :class:`MonitorListener`     for a QEMU that dials us; :class:`AsyncMonitorListener` on asyncio
 - :func:`parse_address`        every form of an address, as text
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .monitor.aio import AsyncMonitorListener as AsyncMonitorListener
     from .monitor.aio import AsyncQmpConnection as AsyncQmpConnection
     from .monitor.connection import QmpConnection as QmpConnection
+    from .monitor.life import Reconnect as Reconnect
     from .monitor.listener import MonitorListener as MonitorListener
     from .monitor.socket import MonitorSocket as MonitorSocket
 
@@ -32,6 +34,7 @@ __all__ = [
     "MonitorListener",
     "MonitorSocket",
     "QmpConnection",
+    "Reconnect",
     "__version__",
     "parse_address",
 ]
@@ -43,6 +46,7 @@ _LAZY = {
     "MonitorListener": ".monitor.listener",
     "MonitorSocket": ".monitor.socket",
     "QmpConnection": ".monitor.connection",
+    "Reconnect": ".monitor.life",
     "parse_address": ".monitor.address",
 }
 

@@ -69,6 +69,10 @@ class AsyncLink(Link[S]):
         self.wire.hang_up()
         self.wire.close()
 
+    def notice(self) -> None:
+        while not self._closed and self.wire.is_hung_up():
+            self._readable()
+
     def close(self, reason: ConnectionClosed) -> None:
         self.session.close(reason)
         self._shut()

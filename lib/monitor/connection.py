@@ -130,6 +130,14 @@ class BlockingLink(Link[S]):
             if follower.awaited.done:
                 follower.wake()
 
+    def notice(self) -> None:
+        with self._lock:
+            if self._leading or self._closed or not self.wire.is_hung_up():
+                return
+            while self.session.fault is None and (data := self.wire.receive()) is not None:
+                self._take_in(data)
+            self._after_reading()
+
     def close(self, reason: ConnectionClosed) -> None:
         with self._lock:
             if self._closed:

@@ -135,13 +135,11 @@ class Life(ABC, Generic[S]):
         """Connect if nobody has; a connection that was only borrowed is ours from here on."""
         async with self._gate:
             link, limit = self._link, self.timeout if timeout is None else timeout
-            if link is not None and link.session.fault is not None:
-                if self._reconnect is not None:
-                    link.close(ConnectionClosed("lost"))
-                    await self._establish(limit, link)
-                else:
-                    self._disconnect()
-            if self._link is None:
+            if link is not None and self._is_lost():
+                link.close(ConnectionClosed("lost"))
+                await self._establish(limit, link)
+            elif link is None or link.session.fault is not None:
+                self._disconnect()
                 await self._establish(limit)
             self._temporary = False
 
@@ -165,23 +163,18 @@ class Life(ABC, Generic[S]):
         if self._reconnect is not None:
             link.peer_pid = wire.peer_pid()
         try:
-            await self._await_opening(link, deadline, timeout)
+            opening, remaining = self._opening(session), None if deadline is None else max(0.0, deadline - port.now())
+            if not await link.wait(opening, remaining):
+                raise self._silent(timeout)
+            opening.outcome()
             await self._opened(link)
-        except BaseException:
+        except BaseException as error:
             if self._link is link:
                 self._link = lost
             link.close(ConnectionClosed("connecting failed"))
+            if isinstance(error, ConnectionClosed):
+                raise ConnectError(describe(self.address), wire.fault or error.reason) from error
             raise
-
-    async def _await_opening(self, link: Link[S], deadline: float | None, timeout: float | None) -> None:
-        remaining = None if deadline is None else max(0.0, deadline - self._port.now())
-        call = self._opening(link.session)
-        try:
-            if not await link.wait(call, remaining):
-                raise self._silent(timeout)
-            call.outcome()
-        except ConnectionClosed as error:
-            raise ConnectError(describe(self.address), link.wire.fault or error.reason) from error
 
     def _disconnect(self, reason: str = "closed by this side") -> None:
         link, self._link = self._link, None
@@ -214,7 +207,10 @@ class Life(ABC, Generic[S]):
     def _is_lost(self) -> bool:
         """Whether the connection is to be made anew before it is used."""
         link = self._link
-        return link is not None and self._reconnect is not None and link.session.fault is not None
+        if link is None or self._reconnect is None:
+            return False
+        link.notice()
+        return link.session.fault is not None
 
     async def _regain(self) -> None:
         """Make a lost connection anew, unless somebody has done it meanwhile.

@@ -86,6 +86,10 @@ class Link(ABC, Generic[S]):
         """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
 
     @abstractmethod
+    def notice(self) -> None:
+        """Learn of the peer's end if it has come and nobody has read so far; what it said before counts."""
+
+    @abstractmethod
     def close(self, reason: ConnectionClosed) -> None:
         """End it: everybody who waits gets `reason`."""
 

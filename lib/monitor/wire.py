@@ -105,6 +105,12 @@ class Wire:
         poll.register(self._socket, select.POLLOUT | (select.POLLIN if or_readable else 0))
         return bool(poll.poll(milliseconds(timeout)))
 
+    def is_hung_up(self) -> bool:
+        """Whether the peer has closed; what it said before may not have been read yet."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def peer_pid(self) -> int | None:
         """The process that listens at the other end, where that is a process of this host."""
         if self._socket.family != socket.AF_UNIX:

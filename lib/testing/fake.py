@@ -116,8 +116,15 @@ class FakeQemu:
         self._do(self._release)
 
     def hang_up(self) -> None:
-        """Close the connection."""
-        self._do(self._drop)
+        """Close the connection; at the return it is closed."""
+        done = threading.Event()
+
+        def drop() -> None:
+            self._drop()
+            done.set()
+
+        self._do(drop)
+        done.wait(STOP_TIMEOUT)
 
     def _do(self, task: Callable[[], None] | None) -> None:
         self._tasks.put(task)

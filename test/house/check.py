@@ -76,10 +76,14 @@ class House:
     modules: dict[str, Module] = field(default_factory=dict)
 
     @cached_property
-    def classes(self) -> dict[str, ast.ClassDef]:
-        """Every class by its bare name, which is unique enough to look up a base."""
-        trees = (ast.walk(module.tree) for module in self.modules.values())
-        return {node.name: node for nodes in trees for node in nodes if isinstance(node, ast.ClassDef)}
+    def classes(self) -> dict[str, list[ast.ClassDef]]:
+        """The classes of each bare name: near enough to look up a base, as few names are taken twice."""
+        found: dict[str, list[ast.ClassDef]] = {}
+        for module in self.modules.values():
+            for node in ast.walk(module.tree):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(node)
+        return found
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
@@ -302,9 +306,8 @@ def ancestors(house: House, owner: ast.ClassDef) -> list[ast.ClassDef]:
     for node in found:
         for expression in node.bases:
             named = expression.value if isinstance(expression, ast.Subscript) else expression
-            base = house.classes.get(named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", ""))
-            if base is not None and base not in found:
-                found.append(base)
+            name = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")
+            found += [base for base in house.classes.get(name, ()) if base not in found]
     return found[1:]
 
 
