@@ -231,7 +231,7 @@ def test_one_client_after_another(qemu: Running) -> None:
         with HumanMonitor(qemu.hmp) as hmp:
             assert ".".join(map(str, hmp.version)).startswith(qemu.version + ".")
             hmp.status()
-            hmp._port._link().wire.send(b"half a line")  # QEMU starts anew with the next client
+            hmp._port.link.wire.send(b"half a line")  # QEMU starts anew with the next client
 
 
 def test_secrets(qemu: Running, caplog: pytest.LogCaptureFixture) -> None:
