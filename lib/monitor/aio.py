@@ -267,7 +267,7 @@ class AsyncEventIterator(EventTap):
         return self._stream.take() or await self._next()
 
 
-class AsyncMonitorListener(Listener[AsyncQmpConnection]):
+class AsyncMonitorListener(AsyncWaits, Listener[AsyncQmpConnection]):
     """Listens for a QEMU that dials us (``-qmp unix:PATH,server=off``), on asyncio.
 
     ::
@@ -303,12 +303,6 @@ class AsyncMonitorListener(Listener[AsyncQmpConnection]):
     async def close(self) -> None:
         """Stop listening, and remove the socket's file if it is still ours. Another task's accept ends."""
         self._close()
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    async def _ready(self, fd: int, event: int, timeout: float | None) -> bool:
-        return await suspend_until_ready(fd, event, timeout)
 
     def _make_monitor(self, sock: socket.socket) -> AsyncQmpConnection:
         return AsyncQmpConnection(sock, timeout=self.timeout, **self._options)

@@ -140,11 +140,24 @@ class QmpSession:
         """
         if self.fault is not None:
             raise self.closed()
-        self._number = number = self._number + 1
-        oob = oob and self.oob
+        oob, number = oob and self.oob, self.new_id()
         call = Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("-> #%d %s %s", call.id, command, redact(command, arguments))
+        return self.queue(call)
+
+    def new_id(self) -> int:
+        """An id that no command of this session has had."""
+        self._number += 1
+        return self._number
+
+    def queue(self, call: Call) -> Call:
+        """Queue a call whose payload somebody has made, with its id within.
+
+        :raises ConnectionClosed: the session is over
+        """
+        if self.fault is not None:
+            raise self.closed()
         if call.oob or (not self._waiting and self._may_go(call)):
             self._send(call)
         else:

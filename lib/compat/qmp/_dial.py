@@ -2,18 +2,20 @@
 
 import asyncio
 import errno
-import os
 import socket
-import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from ssl import SSLContext
 from typing import Final, Self
 
 from ... import errors
 from ...monitor.address import AbstractAddress, Address
-from ...monitor.aio import suspend_until_ready
+from ...monitor.aio import AsyncWaits, suspend_until_ready
+from ...monitor.connection import BlockingWaits
 from ...monitor.drive import drive
+from ...monitor.listen import SocketListener
 from ...monitor.socket import Wire, left, open_wire
 from ...monitor.tls import tls_options
 from ...monitor.wire import Ready, block_until_ready
@@ -65,10 +67,8 @@ def dial_blocking(address: SocketAddrT | socket.socket, timeout: float | None) -
 
 async def _try(address: SocketAddrT | socket.socket, ready: Ready, ssl: SSLContext | None = None) -> Wire | None:
     """Connect now or never, but for what `ready` waits for; None where the listener's queue had no place."""
-    place: Address = address
-    if isinstance(address, str):  # here, text is never anything but a path
-        place = AbstractAddress(address[1:]) if address.startswith("\0") else Path(address)
     try:
+        place: Address = address if isinstance(address, socket.socket) else _place(address)
         host = place if isinstance(place, tuple) else None
         tls = None if ssl is None else tls_options(ssl, host[0] if host and ssl.check_hostname else None, place)
         return await open_wire(place, 0, _never, lambda: 0.0, ready, tls)
@@ -85,11 +85,6 @@ async def _never(seconds: float) -> None:
     """Time is up before anybody would wait."""
 
 
-def _no_tls(ssl: SSLContext | None) -> None:
-    if ssl is not None:
-        raise QMPError("TLS is not supported when listening")
-
-
 def carries_descriptors(wire: Wire) -> bool:
     """Whether descriptors can be sent on `wire`."""
     try:
@@ -99,7 +94,7 @@ def carries_descriptors(wire: Wire) -> bool:
     return True
 
 
-class Listener:
+class Listener(BlockingWaits, SocketListener):
     """A bound socket that takes one caller, and refuses all after that one.
 
     :param address: path of a unix socket, whose file only our user may use; or host and port
@@ -107,28 +102,24 @@ class Listener:
     """
 
     def __init__(self, address: SocketAddrT) -> None:
-        if isinstance(address, tuple):
-            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-            self._socket = socket.create_server(address, family=family, backlog=1)
-        else:
-            self._socket = _bind(address)
+        super().__init__(_place(address), None)
+        with _as_oserror():
+            drive(self._listen())
 
     def accept(self, timeout: float | None) -> Wire:
-        """Wait for a caller on the caller's thread, and close.
+        """Wait for a caller, and close.
 
         :param timeout: seconds; None waits for ever
         :raises TimeoutError: nobody called in time
         """
-        with self._socket:
-            self._socket.settimeout(timeout)
-            return Wire(self._socket.accept()[0])
+        return drive(_take(self, timeout))
 
     def close(self) -> None:
         """Take no caller any more."""
-        self._socket.close()
+        self._close()
 
 
-class AsyncListener(Listener):
+class AsyncListener(AsyncWaits, SocketListener):
     """The same on the running event loop."""
 
     @classmethod
@@ -138,52 +129,44 @@ class AsyncListener(Listener):
         :raises OSError: it cannot be bound, or somebody listens there already
         :raises QMPError: TLS was asked for, which there is not
         """
-        _no_tls(ssl)
-        if isinstance(address, tuple):
-            await asyncio.get_running_loop().getaddrinfo(*address)  # what asks the network must not block the loop
-        return cls(address)
+        if ssl is not None:
+            raise QMPError("TLS is not supported when listening")
+        listener = cls(_place(address), None)
+        with _as_oserror():
+            await listener._listen()
+        return listener
 
     async def take(self) -> Wire:
         """Wait for a caller, and close."""
-        with self._socket:
-            self._socket.setblocking(False)
-            sock, _ = await asyncio.get_running_loop().sock_accept(self._socket)
-            return Wire(sock)
+        return await _take(self, None)
+
+    def close(self) -> None:
+        """Take no caller any more."""
+        self._close()
 
 
-def _bind(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+async def _take(listener: SocketListener, timeout: float | None) -> Wire:
+    assert listener._socket is not None, "a listener is closed by its owner alone"
     try:
-        _remove_dead(path)
-        os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)  # the file gets this mode when it is made, not later
-        sock.bind(path)
-        sock.listen(1)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        return Wire(await listener._dialled(listener._socket, listener._deadline(timeout), timeout))
+    except errors.ConnectTimeout as error:
+        raise TimeoutError(errno.ETIMEDOUT, error.reason) from None
+    finally:
+        listener._close()
 
 
-def _remove_dead(path: str) -> None:
-    """Remove the socket's file if nobody listens there any more."""
-    if path.startswith("\0") or not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
-        return
-    if _is_bound(path):  # asked first: to who listens there, a try to connect would be its one caller
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            pass  # somebody does, with a full queue: bind() will say that the address is in use
+def _place(address: SocketAddrT) -> Address:
+    if isinstance(address, str):  # here, text is never anything but a path
+        return AbstractAddress(address[1:]) if address.startswith("\0") else Path(address)
+    return address
 
 
-def _is_bound(path: str) -> bool:
-    """Whether the kernel knows a socket by this very name; by another name of the same file it would not."""
+@contextmanager
+def _as_oserror() -> Iterator[None]:
+    """What keeps us from an address is told as the system told it."""
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
-            return any(line.rstrip("\n").endswith(f" {path}") for line in table)
-    except OSError:
-        return False
+        yield
+    except errors.ConnectError as error:
+        raise error.__cause__ or error from None
+    except errors.ArgumentError as error:
+        raise OSError(errno.EADDRNOTAVAIL, str(error)) from error

@@ -89,13 +89,11 @@ class FaceSession(QmpSession):
         :raises ConnectionClosed: the session is over
         :raises TypeError: the message has no JSON
         """
-        if self.fault is not None:
-            raise self.closed()
-        self._number = number = self._number + 1
+        number = self.new_id()
         payload = json.dumps({**message, "id": number}, separators=(",", ":")).encode() + b"\n"
         oob = "exec-oob" in message
         command = message.get("exec-oob" if oob else "execute")
-        return self._queue(Call(str(command), number, payload, None, oob))
+        return self.queue(Call(str(command), number, payload, None, oob))
 
     def submit_rights(self, fd: int) -> None:
         """Queue a copy of a descriptor, behind all commands that wait already.
@@ -103,15 +101,8 @@ class FaceSession(QmpSession):
         :raises ConnectionClosed: the session is over
         """
         if self.fault is not None:
-            raise self.closed()
-        self._queue(Rights("", 0, b" ", os.dup(fd)))
-
-    def _queue(self, call: Call) -> Call:
-        if call.oob or (not self._waiting and self._may_go(call)):
-            self._send(call)
-        else:
-            self._waiting.append(call)
-        return call
+            raise self.closed()  # before there is a copy to close
+        self.queue(Rights("", 0, b" ", os.dup(fd)))
 
     def _send(self, call: Call) -> None:
         if isinstance(call, Rights):  # nothing will answer it
