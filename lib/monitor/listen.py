@@ -259,11 +259,16 @@ def _clear(path: str) -> None:
 
 def _is_live(path: str, fd: int) -> bool:
     """Whether anybody may be behind a socket's file; what cannot be told counts as yes."""
+    # The table first: who listens there would take a try to connect for the caller that he waits for.
+    if _is_in_table(path):
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(f"/proc/self/fd/{fd}") != errno.ECONNREFUSED:
-            return True
-    # It may be bound and not listened on: just before the one, or, as with us, while a client is connected.
+        return probe.connect_ex(f"/proc/self/fd/{fd}") != errno.ECONNREFUSED  # else it was moved here, and is alive
+
+
+def _is_in_table(path: str) -> bool:
+    """Whether the kernel knows a socket of this name: listened on, or not yet, or not while it has a caller."""
     name, folder = os.path.basename(path), os.path.realpath(os.path.dirname(path) or ".")
     with open(_UNIX_TABLE, "rb") as table:
         for line in table:
