@@ -5,6 +5,7 @@ The public names, most important first:
 - :class:`QmpConnection`       a QMP monitor, blocking, safe to share between threads
 - :class:`AsyncQmpConnection`  the same verbs on asyncio
 - :class:`Reconnect`           that a lost connection is to be made anew
+- :class:`GuestAgent`          the agent in a guest (qemu-ga); :class:`AsyncGuestAgent` on asyncio
 - :class:`MonitorSocket`       a monitor socket's life, which both stand on
 - :class:`MonitorListener`     for a QEMU that dials us; :class:`AsyncMonitorListener` on asyncio
 - :func:`parse_address`        every form of an address, as text
@@ -21,6 +22,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .monitor.address import parse_address as parse_address
+    from .monitor.agent import AsyncGuestAgent as AsyncGuestAgent
+    from .monitor.agent import GuestAgent as GuestAgent
     from .monitor.aio import AsyncMonitorListener as AsyncMonitorListener
     from .monitor.aio import AsyncQmpConnection as AsyncQmpConnection
     from .monitor.connection import QmpConnection as QmpConnection
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
     from .monitor.socket import MonitorSocket as MonitorSocket
 
 __all__ = [
+    "AsyncGuestAgent",
     "AsyncMonitorListener",
     "AsyncQmpConnection",
+    "GuestAgent",
     "MonitorListener",
     "MonitorSocket",
     "QmpConnection",
@@ -41,6 +46,8 @@ __all__ = [
 
 # Loaded when first used: a command line that never opens a monitor must not pay for asyncio.
 _LAZY = {
+    "AsyncGuestAgent": ".monitor.agent",
+    "GuestAgent": ".monitor.agent",
     "AsyncMonitorListener": ".monitor.aio",
     "AsyncQmpConnection": ".monitor.aio",
     "MonitorListener": ".monitor.listener",

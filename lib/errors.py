@@ -9,9 +9,15 @@
     |  +- MonitorTimeout           no answer in time: the state is UNKNOWN, ask again before acting
     |  +- ConnectionClosed         the connection ended; says what was in flight
     |  +- ProtocolError            the peer does not speak the protocol; quotes what it said
+    |  +- AgentError               the way to the agent in the guest, or its state
+    |     +- AgentNotThere         nobody answers there: no agent runs, or the guest does not; nothing was sent
+    |     +- AgentSlow             the agent was there, and does not answer: UNKNOWN; also a MonitorTimeout
+    |     +- AgentFrozen           the guest's file systems are frozen: nothing was sent
+    |     +- FreezeBroken          they were thawed before the end of what had to see them frozen
+    |     +- ThawFailed            they may be frozen still: act
     +- CommandError                QEMU understood and refused (class, text, command)
     |  +- CommandNotSupported      QEMU has no such command
-    +- NotSupported                this QEMU lacks a feature; says which version has it
+    +- NotSupported                this QEMU (or agent) lacks a feature; says which version has it
     +- ArgumentError               you passed something wrong: field, value, what is allowed
     +- HotplugError                a device could not be added or removed
     |  +- NoFreeSlot               every bus that was looked at is full
@@ -101,6 +107,62 @@ class ProtocolError(MonitorError):
         self.excerpt = excerpt
 
 
+class AgentError(MonitorError):
+    """Something is wrong with the way to the agent in the guest, or with the state that it is in."""
+
+
+class AgentNotThere(AgentError):
+    """Nobody answers on the agent's channel, and the command was not sent.
+
+    No agent runs in the guest, it has not started yet, or the guest itself stands still. Which one,
+    QEMU knows in part: :func:`drover.ops.agent_channel.agent_connected`.
+
+    :ivar what: the command that was not sent
+    :ivar timeout: how long we waited for the agent, in seconds
+    """
+
+    def __init__(self, what: str, timeout: float | None) -> None:
+        waited = "" if timeout is None else f" within {timeout:g} s"
+        super().__init__(f"{what}: no guest agent answers{waited}; nothing was sent")
+        self.what = what
+        self.timeout = timeout
+
+
+class AgentSlow(AgentError, MonitorTimeout):
+    """The agent was there, and has not answered within the deadline. What became of the command is unknown.
+
+    :ivar busy_with: what the agent is at as far as we know: the command itself, or an earlier one whose end
+        nobody waited for, in which case the command was not sent
+    """
+
+    def __init__(self, what: str, timeout: float | None, busy_with: str = "") -> None:
+        waited = "" if timeout is None else f" within {timeout:g} s"
+        behind = f" (not sent: it is at {busy_with})" if busy_with not in ("", what) else ""
+        MonitorError.__init__(self, f"{what}: no answer of the guest agent{waited}{behind}")
+        self.what = what
+        self.timeout = timeout
+        self.busy_with = busy_with
+
+
+class AgentFrozen(AgentError):
+    """The guest's file systems are frozen, so the agent would refuse the command, and it was not sent.
+
+    :ivar command: its name
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"{command}: not while the guest's file systems are frozen")
+        self.command = command
+
+
+class FreezeBroken(AgentError):
+    """The guest's file systems were thawed too early: a snapshot taken meanwhile is not consistent."""
+
+
+class ThawFailed(AgentError):
+    """The guest's file systems could not be thawed, as far as is known: what writes in the guest may hang."""
+
+
 class CommandError(DroverError):
     """QEMU refused a command; the connection is fine.
 
@@ -121,14 +183,14 @@ class CommandNotSupported(CommandError):
 
 
 class NotSupported(DroverError):
-    """This QEMU cannot do what was asked.
+    """This QEMU, or this guest's agent, cannot do what was asked.
 
     :ivar feature: what is missing
     :ivar needs: which QEMU has it, where that is known
     """
 
-    def __init__(self, feature: str, needs: str = "") -> None:
-        super().__init__(f"{feature} is not supported by this QEMU" + (f" (needs {needs})" if needs else ""))
+    def __init__(self, feature: str, needs: str = "", by: str = "this QEMU") -> None:
+        super().__init__(f"{feature} is not supported by {by}" + (f" (needs {needs})" if needs else ""))
         self.feature = feature
         self.needs = needs
 

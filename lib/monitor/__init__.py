@@ -12,4 +12,5 @@
 - :mod:`.connection`  :class:`~.connection.QmpConnection`: blocking, on the caller's thread
 - :mod:`.aio`         :class:`~.aio.AsyncQmpConnection`: on asyncio
 - :mod:`.human`       :class:`~.human.HumanMonitor` and its kin: HMP by a text socket or through QMP, both faces
+- :mod:`.agent`       :class:`~.agent.GuestAgent`: the agent in a guest, both faces
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from ..ops import disk, events, inventory, migration, migration_settings, nic, power, unplug
+from ..ops import agent_channel, disk, events, inventory, migration, migration_settings, nic, power, unplug
 from ..ops.port import Port
 from ..qmp.schema import Schema
 
@@ -119,6 +119,9 @@ class Verbs:
     query_memory_devices = verb(inventory.query_memory_devices)
     query_devices = verb(inventory.query_devices)
     has_device = verb(inventory.has_device)
+
+    agent_connected = verb(agent_channel.agent_connected)
+    wait_agent = verb(agent_channel.wait_agent)
 
     hot_add_nic = verb(nic.hot_add_nic)
     hot_remove_nic = verb(nic.hot_remove_nic)

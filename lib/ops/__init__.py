@@ -14,4 +14,6 @@ time, socket or threading.
 - :mod:`.unplug`     asking the guest to let go of a device, and observing the end
 - :mod:`.nic`  :mod:`.disk`   hotplug
 - :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
+- :mod:`.agent_port` :class:`~.agent_port.AgentPort`: a guest's agent; :mod:`.agent` :mod:`.agent_exec`
+  :mod:`.agent_file` :mod:`.agent_freeze` what it does; :mod:`.agent_channel` what QEMU knows of it
 """

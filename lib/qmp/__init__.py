@@ -5,6 +5,7 @@
 - :mod:`.events`    the numbered, bounded event log; watches and streams on it
 - :mod:`.session`   :class:`~.session.QmpSession`: states, ids, what is in flight
 - :mod:`.hmp`       :class:`~.hmp.HmpSession`: the human monitor's text, its prompts and its refusals
+- :mod:`.agent`     :class:`~.agent.AgentSession`: the guest agent's channel, and how to be in step on it
 - :mod:`.schema`    an index over ``query-qmp-schema``
 - :mod:`.redact`    what must never reach a log
 - :mod:`.timeouts`  how long which command may take

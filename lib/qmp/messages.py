@@ -80,7 +80,7 @@ class Event(Struct, frozen=True, gc=False):
 
 
 class _Command(Struct, omit_defaults=True, rename={"exec_oob": "exec-oob"}):
-    id: int
+    id: int | UnsetType
     execute: str | UnsetType = UNSET
     exec_oob: str | UnsetType = UNSET
     arguments: Any = UNSET
@@ -90,11 +90,11 @@ _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(Message)
 
 
-def encode_command(command: str, arguments: Any, number: int, oob: bool = False) -> bytes:
+def encode_command(command: str, arguments: Any, number: int | UnsetType, oob: bool = False) -> bytes:
     """One command as it goes over the wire.
 
     :param arguments: a mapping of JSON values, or None for no arguments
-    :param number: its id, by which the reply will be told
+    :param number: its id, by which the reply will be told; UNSET for none
     :param oob: run out of band (``exec-oob``)
     :raises ArgumentError: the arguments are not JSON
     """

@@ -317,7 +317,7 @@ class QmpSession:
             call.value = value
             call.finish()
         else:
-            call.fail(_command_error(call.command, error))
+            call.fail(command_error(call.command, error))
         if self._waiting:
             self._admit()
 
@@ -361,6 +361,7 @@ class QmpSession:
             log.info("dropped a reply that nobody waits for (id %r: %s); %d so far", message.id, what, self.stray)
 
 
-def _command_error(command: str, body: ErrorBody) -> CommandError:
+def command_error(command: str, body: ErrorBody) -> CommandError:
+    """The error that an error reply to `command` stands for."""
     kind = CommandNotSupported if body.error_class == "CommandNotFound" else CommandError
     return kind(command, body.error_class, body.desc)
