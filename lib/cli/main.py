@@ -25,6 +25,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
+    "qmp": Entry("drover.shell.qmp", "Talk QMP to a machine: a shell, or a script."),
 }
 
 

@@ -31,6 +31,15 @@ def redact(command: str, arguments: Any) -> Any:
     return _hide(arguments, _SECRET_OF.get(command, frozenset()))
 
 
+# In what could not be understood: words that stand before a secret.
+_SECRET_TEXT = re.compile(r"passw|passphrase|secret|\bkey|\bdata\b|input-data|buf-b64|private", re.IGNORECASE)
+
+
+def may_hold_secret(text: str) -> bool:
+    """Whether `text`, of which nothing else is known, may hold a secret."""
+    return bool(_SECRET_TEXT.search(text) or _SECRET_LINE.search(text))
+
+
 def _hide(value: Any, names: frozenset[str]) -> Any:
     if isinstance(value, dict):
         return {

@@ -83,6 +83,37 @@ class Schema:
             for member in self._members(target)
         }
 
+    # -- types, for whoever walks along a value ---------------------------
+
+    def argument_type(self, command: str) -> Entity | None:
+        """The object type of the arguments of `command`; None if there is no such command."""
+        entity = self._get(command, "command")
+        return None if entity is None else self._entities[entity["arg-type"]]
+
+    def type_of(self, member: Entity) -> Entity:
+        """The type of a member, as :meth:`members_of` gives it, or of an alternate's branch."""
+        return self._entities[member["type"]]
+
+    def element_type(self, array: Entity) -> Entity:
+        """The type of what a list type holds."""
+        return self._entities[array["element-type"]]
+
+    def members_of(self, kind: Entity, value: Mapping[str, Any]) -> dict[str, Entity]:
+        """The members that an object of this type may have, as far as what `value` holds of it decides.
+
+        An object with variants has those of one branch, chosen by the value of another member.
+        """
+        members = {member["name"]: member for member in kind.get("members", ())}
+        chosen = value.get(kind["tag"]) if "tag" in kind else None
+        for variant in kind.get("variants", ()):
+            if variant["case"] == chosen:
+                members |= self.members_of(self._entities[variant["type"]], value)
+        return members
+
+    def values_of(self, kind: Entity) -> list[str]:
+        """What an enumeration type allows, in QEMU's order; empty for another type."""
+        return list(_enum_values(kind))
+
     # -- the graph of types ----------------------------------------------
 
     def _named(self, meta: str) -> frozenset[str]:

@@ -1,0 +1,191 @@
+"""The shell on a terminal: a line that is typed, and what happens meanwhile printed above it."""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import ANSI
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.patch_stdout import patch_stdout
+from prompt_toolkit.shortcuts import CompleteStyle, print_formatted_text
+
+from drover.errors import ConnectionClosed, DroverError, MonitorError
+
+from .colours import LineLexer
+from .history import PrivateHistory, history_path
+from .talk import LOST, Leave, Options, Prepare, Talker, tell
+from .view import View
+
+# Lines that a menu of completions takes below the line that is typed.
+MENU_LINES: Final = 6
+
+
+async def run_app(prepare: Prepare, options: Options, title: str, log: Callable[[str], None] | None) -> int:
+    """Talk with a person until that one leaves. Returns the exit code: 3 if there was never a connection."""
+    colour = ColorDepth.from_env() is not ColorDepth.DEPTH_1_BIT
+    view = View(_print, _print, pretty=options.pretty, verbose=options.verbose, people=True, colour=colour, log=log)
+    talker = prepare(view)
+    try:
+        with patch_stdout(raw=True):
+            return await App(talker, title).run()
+    finally:
+        await talker.close()
+
+
+def _print(text: str) -> None:
+    print_formatted_text(ANSI(text))
+
+
+class App:
+    """One session at a terminal."""
+
+    def __init__(self, talker: Talker, title: str) -> None:
+        self._talker = talker
+        self._view = talker.view
+        self._reading: asyncio.Task[None] | None = None
+        self._told = False
+        self._session: PromptSession[str] = PromptSession(
+            history=PrivateHistory(history_path(title), talker.is_secret),
+            completer=_LineCompleter(talker),
+            complete_while_typing=False,
+            complete_style=CompleteStyle.COLUMN,
+            reserve_space_for_menu=MENU_LINES,
+            lexer=LineLexer(),
+            multiline=True,
+            key_bindings=_keys(talker),
+            prompt_continuation=self._continuation,
+            enable_open_in_editor=True,
+        )
+        self._view.width = lambda: self._session.output.get_size().columns
+
+    async def run(self) -> int:
+        """Greet, and take lines until one says to leave."""
+        try:
+            greeting = await self._interruptible(self._talker.connect())
+        except DroverError as error:
+            tell(self._view, error)
+            return LOST
+        if greeting is None:
+            return LOST
+        self._view.note(f"{greeting}. Tab completes, /help tells more, Ctrl-D leaves.")
+        self._listen()
+        try:
+            while True:
+                await self._step()
+        except (Leave, EOFError):
+            return 0
+        finally:
+            self._hush()
+
+    async def _step(self) -> None:
+        try:
+            text = await self._session.prompt_async(self._talker.prompt)
+        except KeyboardInterrupt:
+            return
+        if not text.strip():
+            return
+        try:
+            if not self._talker.is_connected() and not text.lstrip().startswith("/"):
+                await self._again()
+            await self._interruptible(self._talker.run(text))
+        except MonitorError as error:
+            if not (isinstance(error, ConnectionClosed) and self._told):
+                tell(self._view, error, text)
+        except DroverError as error:
+            tell(self._view, error, text)
+        if self._talker.is_connected() and self._reading is None:
+            self._listen()
+
+    async def _again(self) -> None:
+        greeting = await self._interruptible(self._talker.connect())
+        if greeting is not None:
+            self._view.note(greeting)
+            self._listen()
+
+    async def _interruptible(self, action: Awaitable[Any]) -> Any:
+        """Wait for `action`; None if Ctrl-C ended that."""
+        task = asyncio.ensure_future(action)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not task.cancelled() or asyncio.current_task() is None:
+                raise
+            self._view.note("Not waited for any longer. If it was sent, QEMU may do it all the same.")
+            return None
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    # -- what comes by itself ----------------------------------------------
+
+    def _listen(self) -> None:
+        self._hush()
+        self._told = False
+        self._reading = asyncio.ensure_future(self._read())
+
+    def _hush(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    async def _read(self) -> None:
+        try:
+            async for event in self._talker.events():
+                self._view.event(event)
+        except DroverError as error:
+            self._told = True
+            self._view.note(f"{error}. The next line connects again.")
+        self._reading = None
+
+    def _continuation(self, width: int, number: int, wrapped: int) -> str:
+        if wrapped:
+            return ""
+        inside = "TRANS> " if self._session.default_buffer.text.lstrip().startswith("transaction") else "... "
+        return inside.rjust(width)
+
+
+class _LineCompleter(Completer):
+    """Asks the talker; a QEMU that does not answer gives no completions, and holds nobody up."""
+
+    def __init__(self, talker: Talker) -> None:
+        self._talker = talker
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> list[Completion]:
+        """Nothing: all is found by asking, which is awaited."""
+        return []
+
+    async def get_completions_async(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> AsyncGenerator[Completion, None]:
+        """What may follow before the cursor."""
+        text = document.text_before_cursor
+        for found in await self._talker.candidates(text):
+            yield Completion(found.text, found.start - len(text), display_meta=found.note)
+
+
+def _keys(talker: Talker) -> KeyBindings:
+    """Enter ends a line that is whole, and begins another one where something is still open."""
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
+            buffer.complete_state = None  # the choice stands; a second Enter sends
+            return
+        if talker.is_unfinished(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
