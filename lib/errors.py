@@ -23,6 +23,9 @@
     |  +- NoFreeSlot               every bus that was looked at is full
     |  +- UnplugRefused            the guest said no
     |  +- UnplugPending            the guest said nothing: still pending, completes at the next reset
+    +- JobError                    a background job of QEMU's did not do what was asked
+    |  +- JobFailed                it ended with an error; QEMU's own text
+    |  +- JobCancelled             somebody cancelled it
     +- MigrationError              a migration did not do what was asked
        +- MigrationFailed          QEMU says it failed, and why
        +- MigrationCancelled       somebody cancelled it
@@ -243,6 +246,29 @@ class UnplugPending(HotplugError):
     The request cannot be taken back. It completes at the guest's next reset at
     the latest, and until then what backs the device must stay as it is.
     """
+
+
+class JobError(DroverError):
+    """A background job of QEMU's did not do what was asked.
+
+    :ivar job: the job's id
+    :ivar type: what kind of job, such as ``mirror``; empty where that is not known
+    :ivar desc: QEMU's own explanation, where it gave one
+    """
+
+    def __init__(self, job: str, problem: str, type: str = "", desc: str = "") -> None:
+        super().__init__(f"{type + ' ' if type else ''}job '{job}' {problem}" + (f": {desc}" if desc else ""))
+        self.job = job
+        self.type = type
+        self.desc = desc
+
+
+class JobFailed(JobError):
+    """The job ended with an error. What it left unfinished, such as a copy, is not to be used."""
+
+
+class JobCancelled(JobError):
+    """The job was cancelled before its end, by whomever. What it left unfinished is not to be used."""
 
 
 class MigrationError(DroverError):

@@ -10,7 +10,20 @@ from collections.abc import Callable, Coroutine
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from ..ops import agent_channel, disk, events, inventory, migration, migration_settings, nic, power, unplug
+from ..ops import (
+    agent_channel,
+    bitmaps,
+    blockjobs,
+    disk,
+    events,
+    inventory,
+    jobs,
+    migration,
+    migration_settings,
+    nic,
+    power,
+    unplug,
+)
 from ..ops.port import Port
 from ..qmp.schema import Schema
 
@@ -142,3 +155,29 @@ class Verbs:
     migrate_continue = verb(migration.migrate_continue)
     migrate_start_postcopy = verb(migration.migrate_start_postcopy)
     migrate_cancel = verb(migration.migrate_cancel)
+
+    query_jobs = verb(jobs.query_jobs)
+    query_job = verb(jobs.query_job)
+    query_block_jobs = verb(jobs.query_block_jobs)
+    wait_job = verb(jobs.wait_job)
+    job_pause = verb(jobs.job_pause)
+    job_resume = verb(jobs.job_resume)
+    job_cancel = verb(jobs.job_cancel)
+    job_complete = verb(jobs.job_complete)
+    job_finalize = verb(jobs.job_finalize)
+    job_dismiss = verb(jobs.job_dismiss)
+    job_set_speed = verb(jobs.job_set_speed)
+    blockdev_mirror = verb(blockjobs.blockdev_mirror)
+    finish_mirror = verb(blockjobs.finish_mirror)
+    set_copy_mode = verb(blockjobs.set_copy_mode)
+    blockdev_backup = verb(blockjobs.blockdev_backup)
+    block_commit = verb(blockjobs.block_commit)
+    block_stream = verb(blockjobs.block_stream)
+    blockdev_create = verb(blockjobs.blockdev_create)
+    query_bitmaps = verb(bitmaps.query_bitmaps)
+    bitmap_add = verb(bitmaps.bitmap_add)
+    bitmap_remove = verb(bitmaps.bitmap_remove)
+    bitmap_clear = verb(bitmaps.bitmap_clear)
+    bitmap_enable = verb(bitmaps.bitmap_enable)
+    bitmap_disable = verb(bitmaps.bitmap_disable)
+    bitmap_merge = verb(bitmaps.bitmap_merge)

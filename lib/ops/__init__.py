@@ -13,6 +13,8 @@ time, socket or threading.
 - :mod:`.image`      what an image file says of itself (pure)
 - :mod:`.unplug`     asking the guest to let go of a device, and observing the end
 - :mod:`.nic`  :mod:`.disk`   hotplug
+- :mod:`.jobs`       background jobs: progress, steering, the end; :mod:`.blockjobs` those that copy
+- :mod:`.bitmaps`    dirty bitmaps; :mod:`.actions` what a transaction is made of (pure)
 - :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
 - :mod:`.agent_port` :class:`~.agent_port.AgentPort`: a guest's agent; :mod:`.agent` :mod:`.agent_exec`
   :mod:`.agent_file` :mod:`.agent_freeze` what it does; :mod:`.agent_channel` what QEMU knows of it
