@@ -103,10 +103,12 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
 
     def __init__(self, face: AgentMonitor) -> None:
         self._face = face
+        self._excused = 0.0  # until when what it was left to do may be why the agent does not answer
 
     async def call(self, command: str, arguments: Arguments | None = None, timeout: Timeout = DEFAULT) -> Any:
-        limit = agent_timeout(command, self._face.timeout) if timeout is DEFAULT else timeout
-        link = self.link
+        usual = agent_timeout(command, self._face.timeout)
+        limit = usual if timeout is DEFAULT else timeout
+        link, start = self.link, self.now()
         call = link.submit(command, arguments, None, False)
         try:
             await self._wait(link, call, limit)
@@ -114,6 +116,12 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
         finally:
             if not call.done:
                 link.abandon(call)
+                if call.sent:
+                    self._excused = start + (usual or SYNC_TIMEOUT)
+
+    def _is_there(self, session: AgentSession, call: Call) -> bool:
+        """Whether the agent is there as far as is known: in step, or at what takes its time."""
+        return call.sent or (session.busy_with != "" and (session.in_flight != () or self.now() < self._excused))
 
     async def reconnect(self, timeout: float | None) -> None:
         await self._face._connect(timeout)
@@ -121,21 +129,22 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
     async def _wait(self, link: Link[AgentSession], call: Call, limit: float | None) -> None:
         """Wait until `call` is done.
 
-        An agent that is in step, or that has not ended a command of before, is there. For its answer to a sync
-        who only waits for the agent waits as long as he likes, and a command as long as an agent takes at most.
+        An agent that is in step is there, and so is one that was left with a command, for as long as such a
+        command takes. Else its answer to a sync is waited for: as long as the caller likes where that is all
+        he wants, and no longer than an agent takes before any other command.
         """
         session, start = link.session, self.now()
         patience = _less(limit, None if call.command == SYNC else SYNC_TIMEOUT)
         resend = pause = SYNC_RETRY
         waited = 0.0
         while True:
-            there = call.sent or session.busy_with != ""
+            there = self._is_there(session, call)
             until = limit if there else patience
             left = None if until is None else max(0.0, until - waited)
             if await link.wait(call, left if call.sent else _less(left, max(0.0, resend - waited))):
                 return
             waited = self.now() - start
-            if until is not None and waited >= until and there == (call.sent or session.busy_with != ""):
+            if until is not None and waited >= until and there == self._is_there(session, call):
                 raise AgentSlow(call.command, limit, session.busy_with) if there else AgentNotThere(call.command, until)
             if not call.sent and waited >= resend:
                 link.abandon(link.submit(SYNC, None, None, False))

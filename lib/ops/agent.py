@@ -17,8 +17,12 @@ from .port import DEFAULT, Timeout
 
 # How long a guest may take to stop its services after it was told to end.
 SHUTDOWN_TIMEOUT: Final = 120.0
-# An agent that was told to end the guest is asked so often whether it is still there.
-SHUTDOWN_POLL: Final = 0.5
+# Within this an agent says that the guest's program to end it would not; that one only tells others, and returns.
+REFUSAL_TIMEOUT: Final = 10.0
+# An agent that agreed to end the guest is asked so often whether it is still there, and is gone when it says nothing
+# for so long: a machine that starts anew, with a new agent, takes longer than both together.
+SHUTDOWN_POLL: Final = 0.3
+SHUTDOWN_SILENCE: Final = 1.0
 # The agent does not answer while the guest sleeps, and refuses within this.
 SUSPEND_TIMEOUT: Final = 5.0
 
@@ -296,13 +300,14 @@ async def shutdown(port: AgentPort, mode: Shutdown = "powerdown", *, timeout: fl
     """
     _one_of("mode", mode, get_args(Shutdown))
     deadline = port.now() + timeout
+    if not await _agreed(port, "guest-shutdown", {"mode": mode}, min(timeout, REFUSAL_TIMEOUT)):
+        return  # it went before it could say that it did as it was told
     try:
-        await port.execute("guest-shutdown", {"mode": mode}, timeout=timeout)
         while port.now() < deadline:
             await port.sleep(SHUTDOWN_POLL)
-            await ping(port)
+            await ping(port, timeout=SHUTDOWN_SILENCE)
     except (AgentNotThere, AgentSlow, ConnectionClosed):
-        return  # it does not answer that it is gone
+        return
     raise MonitorTimeout(f"the guest's {mode}", timeout)
 
 
@@ -315,10 +320,24 @@ async def suspend(port: AgentPort, mode: Suspend = "ram", *, timeout: float = SU
     :raises CommandError: the guest cannot
     """
     _one_of("mode", mode, get_args(Suspend))
+    await _agreed(
+        port, f"guest-suspend-{mode}", None, timeout
+    )  # if it says nothing, it sleeps with the rest of the guest
+
+
+async def _agreed(port: AgentPort, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> bool:
+    """Run a command that ends what answers it; False if it was sent, and then there was silence."""
     try:
-        await port.execute(f"guest-suspend-{mode}", timeout=timeout)
-    except AgentSlow:
-        pass  # it sleeps, with the rest of the guest
+        await port.execute(command, arguments, timeout=timeout)
+    except AgentSlow as error:
+        if error.busy_with != command:
+            raise
+    except ConnectionClosed as error:
+        if command not in error.in_flight:
+            raise
+    else:
+        return True
+    return False
 
 
 # -- who may come in ---------------------------------------------------------

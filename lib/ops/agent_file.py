@@ -12,7 +12,7 @@ from ..errors import AgentError, ArgumentError, DroverError
 from .agent_port import AgentPort
 
 # Bytes in one command. The agent reads its channel by 4 KiB, and builds each message in memory several times.
-CHUNK: Final = 48 << 10
+CHUNK: Final = 128 << 10
 # Bytes: what is returned at once is held in memory here, and the guest decides how much there is.
 READ_LIMIT: Final = 64 << 20
 # Seconds for the close of a file after its use was cut short.

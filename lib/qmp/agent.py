@@ -34,6 +34,8 @@ log = logging.getLogger("drover.qga")
 
 SYNC: Final = "guest-sync-delimited"
 SENTINEL: Final = b"\xff"  # in no JSON, and in no UTF-8
+# What the agent answers only when it fails. A sync goes right behind: answered without an error before, it was done.
+SILENT: Final = frozenset({"guest-shutdown", "guest-suspend-disk", "guest-suspend-hybrid", "guest-suspend-ram"})
 # Numbers below this survive every JSON parser; the agent takes an int64.
 SYNC_IDS: Final = 1 << 53
 # Bytes: the longest reply to a sync, `{"return": 9007199254740991}`, has 29. What is longer is none.
@@ -54,7 +56,8 @@ MOVES: Final[dict[State, frozenset[State]]] = {
     State.UNSYNCED: frozenset({State.SYNCING, State.CLOSED}),
     State.SYNCING: frozenset({State.SYNCING, State.READY, State.CLOSED}),  # SYNCING: asked again, by another number
     State.READY: frozenset({State.BUSY, State.UNSYNCED, State.CLOSED}),
-    State.BUSY: frozenset({State.READY, State.UNSYNCED, State.CLOSED}),
+    # SYNCING: what is silent when it is done was refused, and the sync behind it is still to be answered
+    State.BUSY: frozenset({State.READY, State.SYNCING, State.UNSYNCED, State.CLOSED}),
     State.CLOSED: frozenset(),
 }
 
@@ -171,16 +174,21 @@ class AgentSession:
             call = self._current = self._waiting.popleft()
             self.busy_with = call.command
             self._move(State.BUSY)
-            self.outbox.append((call.payload, call))
+            # no 0xFF before this sync: the agent would complain of it, and that would look like a refusal
+            behind = self._new_sync() if call.command in SILENT else b""
+            self.outbox.append((call.payload + behind, call))
 
     def _sync(self) -> None:
         """Ask for a step, unless what asks for one still lies in the outbox."""
         if self.outbox:
             return
-        self._sync_id = self._next_id()
+        call = Call(SYNC, 0, SENTINEL + self._new_sync())
         self._move(State.SYNCING)
-        call = Call(SYNC, 0, SENTINEL + encode_command(SYNC, {"id": self._sync_id}, UNSET))
         self.outbox.append((call.payload, call))
+
+    def _new_sync(self) -> bytes:
+        self._sync_id = self._next_id()
+        return encode_command(SYNC, {"id": self._sync_id}, UNSET)
 
     def _lose_step(self) -> None:
         self._input.clear()
@@ -251,6 +259,10 @@ class AgentSession:
     def _on_reply(self, line: bytes) -> None:
         call = self._current
         assert call is not None
+        silent = call.command in SILENT
+        if silent and self._is_step(line):
+            line = b'{"return": {}}'
+            silent = False
         try:
             reply = _decode(line)
         except ValueError as error:
@@ -267,6 +279,8 @@ class AgentSession:
         if self.outbox:  # it was refused by its first half
             self.outbox.clear()
             self._lose_step()
+        elif silent:
+            self._move(State.SYNCING)
         else:
             self._move(State.READY)
             self._send_next()

@@ -7,6 +7,7 @@
     fake.py       a QMP server on a real socket that misbehaves on demand
 
     image.py      guest_image(): kernel + initramfs of the test guest, built in seconds from the distribution's packages
+                  agent_image.py: with a guest agent in it; archive.py: how they are packed
     guest/        what runs in that guest: init (PID 1), helper.c (beats, reports, commands, dirtying of memory)
     console.py    Console: the host's side of the guest's two serial ports; blackout() between its beats
     machine.py    Machine: one QEMU process with that guest, gone without trace when the ``with`` ends

@@ -5,26 +5,22 @@ but not installed; the initramfs holds the static busybox of ``busybox-static``,
 the modules of that kernel which make virtio devices work, and ``guest/``.
 No root is needed, except for apt's package lists where they were never fetched.
 
-``python -m drover.testing.image`` builds it and prints where it is.
+``python -m drover.testing.image`` builds it and prints where it is. :mod:`.agent_image` puts a guest agent into it.
 """
 
-import fcntl
 import gzip
 import hashlib
 import lzma
 import os
 import re
-import shutil
 import stat
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drover.errors import DroverError
+from drover.testing import archive
+from drover.testing.archive import Entry, ImageError, locked, newc, run, scratch, tool
 
 META_PACKAGE = "linux-image-cloud-amd64"
 
@@ -34,15 +30,8 @@ MODULES = (
     "sd_mod", "virtio_scsi", "ext4", "crc32c_generic", "nvme", "evdev", "button",
 )  # fmt: skip
 
-# The kernel package is 26 MB. Beyond this the mirror is stuck, and an error helps more than patience.
-COMMAND_TIMEOUT = 300.0
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _GUEST = Path(__file__).resolve().parent / "guest"
-
-
-class ImageError(DroverError):
-    """The guest image could not be built. The message says what to install or to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +63,7 @@ def guest_image(cache: Path | None = None) -> GuestImage:
     if (deb := _cached_kernel(cache)) and (found := _finished(cache, deb, busybox)):
         return found
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         deb = _cached_kernel(cache) or _download_kernel(cache)
         return _finished(cache, deb, busybox) or _build(cache, deb, busybox)
 
@@ -91,16 +80,9 @@ def default_cache() -> Path:
 # -- the cache -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _folder(cache: Path, deb: Path, busybox: Path) -> Path:
     digest = hashlib.sha256(deb.name.encode())
-    for part in (_GUEST / "init", _GUEST / "helper.c", Path(__file__), busybox):
+    for part in (_GUEST / "init", _GUEST / "helper.c", Path(__file__), Path(archive.__file__), busybox):
         digest.update(hashlib.sha256(part.read_bytes()).digest())
     return cache / f"image-{digest.hexdigest()[:16]}"
 
@@ -110,36 +92,6 @@ def _finished(cache: Path, deb: Path, busybox: Path) -> GuestImage | None:
     if not folder.is_dir():
         return None
     return GuestImage(folder / "vmlinuz", folder / "initrd.gz", (folder / "version").read_text().strip())
-
-
-@contextmanager
-def _scratch(cache: Path) -> Iterator[Path]:
-    # Beside its destination, so that the final rename stays within one file system.
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache, ignore_cleanup_errors=True) as path:
-        yield Path(path)
-
-
-# -- tools -----------------------------------------------------------------------------------------------------------
-
-
-def _tool(name: str, package: str) -> str:
-    if path := shutil.which(name):
-        return path
-    raise ImageError(f"{name} is missing: install the Debian package {package}")
-
-
-def _run(*command: str, cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIMEOUT, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ImageError(f"{' '.join(command)}: did not end within {COMMAND_TIMEOUT:g} s") from error
-    if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip()
-        raise ImageError(f"{' '.join(command)}: failed ({done.returncode}): {said}")
-    return done.stdout
 
 
 def _busybox() -> Path:
@@ -158,21 +110,21 @@ def _cached_kernel(cache: Path) -> Path | None:
 
 
 def _download_kernel(cache: Path) -> Path:
-    apt = _tool("apt-get", f"apt (or put the Debian package that {META_PACKAGE} depends on into {cache})")
+    apt = tool("apt-get", f"apt (or put the Debian package that {META_PACKAGE} depends on into {cache})")
     # Without this, apt says at each download by root that its own user cannot write here.
     download = (apt, "-qq", "-o", "APT::Sandbox::User=root", "download")
-    with _scratch(cache) as scratch:
+    with scratch(cache) as work:
         try:
-            _run(*download, _kernel_package(), cwd=scratch)
+            run(*download, _kernel_package(), cwd=work)
         except ImageError as error:  # lists never fetched, or so old that the mirror has dropped what they name
             _update(apt, error)
-            _run(*download, _kernel_package(), cwd=scratch)
-        (deb,) = scratch.glob("*.deb")
+            run(*download, _kernel_package(), cwd=work)
+        (deb,) = work.glob("*.deb")
         return deb.rename(cache / deb.name)
 
 
 def _kernel_package() -> str:
-    depends = _run(_tool("apt-cache", "apt"), "depends", "--important", META_PACKAGE)
+    depends = run(tool("apt-cache", "apt"), "depends", "--important", META_PACKAGE)
     if found := re.search(r"Depends: (linux-image-\S+)", depends):
         return found[1]
     raise ImageError(f"{META_PACKAGE} depends on no kernel: {depends.strip()}")
@@ -181,33 +133,33 @@ def _kernel_package() -> str:
 def _update(apt: str, error: ImageError) -> None:
     if os.geteuid() != 0:
         raise ImageError(f"{error}; run `apt-get update` as root and try again") from error
-    _run(apt, "-qq", "update")
+    run(apt, "-qq", "update")
 
 
 # -- the image -------------------------------------------------------------------------------------------------------
 
 
 def _build(cache: Path, deb: Path, busybox: Path) -> GuestImage:
-    with _scratch(cache) as scratch:
-        root, image = scratch / "root", scratch / "image"
+    with scratch(cache) as work:
+        root, image = work / "root", work / "image"
         image.mkdir()
-        _run(_tool("dpkg-deb", "dpkg"), "-x", str(deb), str(root))
+        run(tool("dpkg-deb", "dpkg"), "-x", str(deb), str(root))
         (kernel,) = (root / "boot").glob("vmlinuz-*")
         version = kernel.name.removeprefix("vmlinuz-")
         kernel.rename(image / "vmlinuz")
         (image / "version").write_text(version + "\n")
-        entries = _entries(_compile(scratch), busybox, _closure(_module_tree(root, version), MODULES))
-        (image / "initrd.gz").write_bytes(gzip.compress(_newc(entries), mtime=0))
+        entries = _entries(_compile(work), busybox, _closure(_module_tree(root, version), MODULES))
+        (image / "initrd.gz").write_bytes(gzip.compress(newc(entries), mtime=0))
         image.rename(_folder(cache, deb, busybox))
     found = _finished(cache, deb, busybox)
     assert found
     return found
 
 
-def _compile(scratch: Path) -> bytes:
-    helper = scratch / "helper"
+def _compile(work: Path) -> bytes:
+    helper = work / "helper"
     try:
-        _run(_tool("gcc", "gcc"), "-std=gnu11", "-O2", "-static", "-s", "-o", str(helper), str(_GUEST / "helper.c"))
+        run(tool("gcc", "gcc"), "-std=gnu11", "-O2", "-static", "-s", "-o", str(helper), str(_GUEST / "helper.c"))
     except ImageError as error:
         if Path("/usr/include/stdio.h").exists():
             raise
@@ -252,10 +204,7 @@ def _module(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
-_Entry = tuple[str, int, bytes]  # path in the archive, mode with type, contents
-
-
-def _entries(helper: bytes, busybox: Path, modules: dict[str, bytes]) -> list[_Entry]:
+def _entries(helper: bytes, busybox: Path, modules: dict[str, bytes]) -> list[Entry]:
     folders = [(name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "modules", "proc", "sys")]
     return [
         *folders,
@@ -265,18 +214,6 @@ def _entries(helper: bytes, busybox: Path, modules: dict[str, bytes]) -> list[_E
         ("modules/order", stat.S_IFREG | 0o644, "".join(f"{name}.ko\n" for name in modules).encode()),
         *((f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in modules.items()),
     ]
-
-
-def _newc(entries: Sequence[_Entry]) -> bytes:
-    """Return a cpio archive in the kernel's format (buffer-format.rst of its documentation): owner root, time 0."""
-    archive = bytearray()
-    for inode, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
-        links = 2 if stat.S_ISDIR(mode) else 1
-        fields = (inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-        archive += bytes(-len(archive) % 4) + data
-        archive += bytes(-len(archive) % 4)
-    return bytes(archive)
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Self
 
 from drover.errors import DroverError
+from drover.testing.agent_image import agent_image
 from drover.testing.console import READY_TIMEOUT, Console, Link, View
 from drover.testing.image import GuestImage, guest_image
 
@@ -104,6 +105,7 @@ class Machine:
     :param bridges: PCI bridges ``br0``, ``br1``, … (pci-bridge, or pcie-pci-bridge on q35)
     :param scsi: add a virtio-scsi controller ``scsi0``
     :param extra: more arguments for QEMU
+    :param agent: put a guest agent (qemu-ga) into the guest; see `qga`
     :param append: more words for the kernel's command line
     :param image: the guest; else the one that :func:`drover.testing.image.guest_image` builds
     :param parent: folder in which to make the run directory; else the system's for temporary files
@@ -113,6 +115,7 @@ class Machine:
     :ivar directory: run directory with sockets and log; removed at exit
     :ivar qmp: path of the first QMP socket
     :ivar qmp2: path of the second one, for whoever wants to look on
+    :ivar qga: path of the guest agent's socket, where there is one; its character device is ``qga``
     :ivar console: the guest's console, from :meth:`start` on
     """
 
@@ -130,6 +133,7 @@ class Machine:
         root_ports: int = 4,
         bridges: int = 0,
         scsi: bool = False,
+        agent: bool = False,
         extra: Sequence[str] = (),
         append: str = "",
         image: GuestImage | None = None,
@@ -137,11 +141,12 @@ class Machine:
         name: str = "guest",
         outlive: bool = False,
     ) -> None:
-        self.image = image or guest_image()
+        self.image = image or (agent_image() if agent else guest_image())
         self.name = name
         self.directory = _run_directory(parent)
         self._remove = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.qmp, self.qmp2 = self.directory / "qmp", self.directory / "qmp2"
+        self.qga = self.directory / "qga"
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
@@ -152,7 +157,7 @@ class Machine:
             "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd),
             "-append", f"{APPEND} {append}".strip(),
             "-qmp", f"unix:{self.qmp},server=on,wait=off", "-qmp", f"unix:{self.qmp2},server=on,wait=off",
-            *_hardware("q35" in machine, root_ports, bridges, scsi),
+            *_hardware("q35" in machine, root_ports, bridges, scsi), *(_agent_port(self.qga) if agent else []),
             *(["-incoming", "defer"] if incoming else []), *(["-S"] if incoming or paused else []), *extra,
         ]  # fmt: skip
 
@@ -300,6 +305,13 @@ def _hardware(q35: bool, root_ports: int, bridges: int, scsi: bool) -> list[str]
     if scsi:
         devices.append(f"virtio-scsi-pci,id=scsi0,bus={'pcie.0' if q35 else 'pci.0'}")
     return [word for device in devices for word in ("-device", device)]
+
+
+def _agent_port(path: Path) -> list[str]:
+    # An agent finds its port by this name.
+    port = "virtserialport,id=agent0,chardev=qga,name=org.qemu.guest_agent.0"
+    socket_of = f"socket,id=qga,path={path},server=on,wait=off"
+    return ["-chardev", socket_of, "-device", "virtio-serial-pci", "-device", port]
 
 
 def _serial(listeners: Sequence[socket.socket]) -> list[str]:
