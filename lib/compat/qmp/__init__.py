@@ -9,8 +9,10 @@ The modules have the names under which users import from them:
 - :mod:`.protocol`    :class:`~.protocol.Runstate`, and the states of a connection
 - :mod:`.qmp_client`  :class:`~.qmp_client.QMPClient`, on asyncio
 - :mod:`.legacy`      :class:`~.legacy.QEMUMonitorProtocol`, blocking
+- :mod:`.util`        helpers that programs on top of it import
 
-and one is ours alone: :mod:`._link`, which joins these to Drover's session and wire.
+and three are ours alone: :mod:`._link`, which joins these to Drover's session and wire, :mod:`._dial`, which
+connects and listens, and :mod:`._pump`, for subclasses of ``AsyncProtocol`` with messages of their own.
 """
 
 import logging

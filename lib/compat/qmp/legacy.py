@@ -116,6 +116,11 @@ class QEMUMonitorProtocol:
             except OSError as error:
                 raise ConnectError("Failed to establish connection", error) from error
 
+    def _get_greeting(self) -> QMPMessage | None:
+        """What the server said when this connected last; None where nobody waited for it. QEMU's own tests use it."""
+        link = self._link
+        return None if link is None or link.session.said is None else link.session.said._asdict()
+
     def __enter__(self) -> Self:
         return self
 
@@ -319,7 +324,7 @@ class QEMUMonitorProtocol:
         try:
             if drive(link.wait(session.negotiation, timeout)) and session.fault is None:
                 self._link = link
-                return session.said._asdict() if session.said is not None else None
+                return self._get_greeting()
             if session.fault is not None:
                 problem = session_error(session)
             else:

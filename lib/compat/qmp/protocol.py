@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from functools import wraps
 from ssl import SSLContext
-from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from ...monitor.socket import Wire
 from ...qmp.redact import redact
 from ._dial import AsyncListener, InternetAddrT, SocketAddrT, UnixAddrT, dial
+from ._pump import _Pump
 from .error import QMPError
 
 __all__ = (
@@ -122,8 +122,11 @@ def require(
     return decorate
 
 
-class AsyncProtocol(Generic[M]):
-    """A connection that knows its state. A subclass says what happens on it, in `_establish_session`.
+class AsyncProtocol(_Pump[M]):
+    """A connection that knows its state. A subclass says what happens on it.
+
+    One with messages of its own gives `_do_recv`, `_do_send` and `_on_message`, puts what is to be sent
+    into `_outgoing`, and may say what comes first in `_establish_session`.
 
     :param name: for telling loggers apart: ``<module>.<name>``
     :param readbuflen: longest message that is accepted, in bytes
@@ -132,13 +135,12 @@ class AsyncProtocol(Generic[M]):
     logger = logging.getLogger(__name__)
 
     def __init__(self, name: str | None = None, readbuflen: int = READ_LIMIT) -> None:
+        super().__init__()
         self.name = name
         self.readbuflen = readbuflen
         self._runstate = Runstate.IDLE
         self._watchers: list[asyncio.Future[Runstate]] = []
-        self._wire: Wire | None = None
         self._accepted: AsyncListener | None = None
-        self._end: Exception | None = None
 
     def __repr__(self) -> str:
         name = "" if self.name is None else f"name={self.name!r} "
@@ -231,6 +233,7 @@ class AsyncProtocol(Generic[M]):
         """
         self._schedule_disconnect()
         await asyncio.sleep(0)  # whoever watches the states sees this one
+        await self._pump_stopped()
         end, self._end = self._end, None
         if self._runstate is Runstate.DISCONNECTING:  # else another task did the rest meanwhile
             self._set_state(Runstate.IDLE)
@@ -245,16 +248,19 @@ class AsyncProtocol(Generic[M]):
             raise wrong_state(type(self).__name__, self.runstate, state, self._end)
 
     @asynccontextmanager
-    async def _session_guard(self, problem: str) -> AsyncIterator[None]:
+    async def _session_guard(self, emsg: str) -> AsyncIterator[None]:
         """Back to IDLE if the block fails; what is an error is then a :class:`ConnectError`."""
         try:
             yield
         except BaseException as error:
-            self.logger.debug("%s: %r", problem, error)
+            self.logger.debug("%s: %r", emsg, error)
             self._end = None
-            await self.disconnect()
+            try:
+                await self.disconnect()
+            except Exception as second:
+                self.logger.debug("and on the way back: %r", second)
             if isinstance(error, Exception):
-                raise ConnectError(problem, error) from error
+                raise ConnectError(emsg, error) from error
             raise
 
     def _set_state(self, state: Runstate) -> None:
@@ -270,7 +276,7 @@ class AsyncProtocol(Generic[M]):
     async def _do_connect(self, address: SocketAddrT | socket.socket, ssl: SSLContext | None = None) -> None:
         self._set_state(Runstate.CONNECTING)
         await asyncio.sleep(0)  # whoever watches the states sees this one
-        self._wire = await dial(address, ssl)
+        await self._connected(await dial(address, ssl))
 
     async def _do_start_server(self, address: SocketAddrT, ssl: SSLContext | None = None) -> None:
         self._set_state(Runstate.CONNECTING)
@@ -279,7 +285,7 @@ class AsyncProtocol(Generic[M]):
 
     async def _do_accept(self) -> None:
         if self._accepted is not None:
-            self._wire = await self._accepted.take()
+            await self._connected(await self._accepted.take())
             self._accepted = None
 
     def _cb_outbound(self, msg: M) -> M:
@@ -295,7 +301,8 @@ class AsyncProtocol(Generic[M]):
         return msg
 
     async def _establish_session(self) -> None:
-        """Begin a session on the connection: the last step, which cannot fail."""
+        """Begin a session on the connection. A subclass may speak with the peer first, by `_send` and `_recv`."""
+        self._start_pump()
         self._set_state(Runstate.RUNNING)
         await asyncio.sleep(0)
 
@@ -305,12 +312,7 @@ class AsyncProtocol(Generic[M]):
         listener, self._accepted = self._accepted, None
         if isinstance(listener, AsyncListener):
             listener.close()
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.hang_up()
-            wire.close()
-
-
+        self._stop_pump()
 
 
 def shown(message: object) -> str:

@@ -1,10 +1,12 @@
 """The client on asyncio, and the errors of what it says."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ... import errors
+from ...monitor.wire import Wire
 from ._dial import carries_descriptors
 from ._link import AsyncFaceLink, FaceSession, RefusedCapabilities, end_of, reply_of
 from .error import ProtocolError, QMPError
@@ -174,6 +176,7 @@ class QMPClient(AsyncProtocol[Message], Events):
         self.await_greeting = True
         self.negotiate = True
         self._greeting: Greeting | None = None
+        self._wire: Wire | None = None
         self._link: AsyncFaceLink | None = None
         self._execute_id = 0
 
@@ -261,6 +264,9 @@ class QMPClient(AsyncProtocol[Message], Events):
 
     # -- the session -----------------------------------------------------
 
+    async def _connected(self, wire: Wire) -> None:
+        self._wire = wire
+
     async def _establish_session(self) -> None:
         self._greeting = None
         wire, self._wire = self._wire, None
@@ -274,7 +280,8 @@ class QMPClient(AsyncProtocol[Message], Events):
         self._greeting = session.said
         if session.fault is not None:
             raise session_error(session)
-        await super()._establish_session()
+        self._set_state(Runstate.RUNNING)
+        await asyncio.sleep(0)  # whoever watches the states sees this one
 
     def _on_end(self) -> None:
         """The session is over: by a fault of the server, or because we close it."""
@@ -288,6 +295,10 @@ class QMPClient(AsyncProtocol[Message], Events):
 
     def _schedule_disconnect(self) -> None:
         super()._schedule_disconnect()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.hang_up()
+            wire.close()
         link = self._link
         if link is not None:
             link.close(errors.ConnectionClosed("closed by this side"))

@@ -1,11 +1,10 @@
-"""Ours and qemu.qmp itself, side by side: the same names and signatures, and the same answers of the same real QEMU."""
+"""Ours and qemu.qmp itself, side by side: the same answers of the same real QEMU, and the same messages."""
 
 import asyncio
 import importlib
-import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,58 +13,12 @@ import pytest
 
 pytest.importorskip("qemu.qmp")
 
-MODULES = ["", ".error", ".message", ".models", ".events", ".protocol", ".qmp_client", ".legacy"]
-SPECIAL = {"__init__", "__aiter__", "__anext__", "__enter__", "__exit__", "_raw", "_cb_inbound", "_cb_outbound"}
-# Its own tools, which nobody imports to talk to QEMU.
-NOT_MIRRORED = {"bottom_half", "upper_half", "exception_summary", "pretty_traceback", "flush", "F", "T"}
-NOT_MIRRORED |= {"get_or_create_event_loop", "QMPClient"}  # what legacy imports
-
 Start = Callable[..., Path]
 Loaded = tuple[ModuleType, ModuleType]
 
 
 def load(root: str, module: str = "") -> ModuleType:
     return importlib.import_module(root + module)
-
-
-def public_classes() -> Iterator[Any]:
-    for module in MODULES:
-        peer = load("qemu.qmp", module)
-        for name, value in vars(peer).items():
-            if inspect.isclass(value) and value.__module__ == peer.__name__ and not name.startswith("_"):
-                yield pytest.param(value, getattr(load("drover.compat.qmp", module), name, None), id=name)
-
-
-def shape(function: Any) -> list[tuple[Any, ...]]:
-    return [(item.name, item.kind, item.default) for item in inspect.signature(function).parameters.values()]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_every_name_is_there(module: str) -> None:
-    peer, ours = load("qemu.qmp", module), load("drover.compat.qmp", module)
-    own = {
-        name
-        for name, value in vars(peer).items()
-        if not name.startswith("_") and str(getattr(value, "__module__", "")).startswith("qemu.qmp")
-    }
-    own |= {name for name in vars(peer) if name.endswith("AddrT") or name.startswith("Event")}
-    assert not {name for name in own - NOT_MIRRORED if not hasattr(ours, name)}
-    assert set(getattr(peer, "__all__", ())) <= set(getattr(ours, "__all__", ()) or vars(ours))
-
-
-@pytest.mark.parametrize(("peer", "ours"), list(public_classes()))
-def test_every_class_has_the_same_family_and_signatures(peer: Any, ours: Any) -> None:
-    def family(kind: Any, root: str) -> list[str]:
-        return [base.__name__ for base in kind.__mro__ if base.__module__.startswith(root) and base.__name__[0] != "_"]
-
-    assert family(peer, "qemu.qmp") == family(ours, "drover.compat")
-    for name, value in inspect.getmembers(peer, inspect.isroutine):
-        if not str(getattr(value, "__module__", "")).startswith("qemu.qmp"):
-            continue
-        if name.startswith("_") and name not in SPECIAL:
-            continue
-        assert shape(value) == shape(getattr(ours, name)), name
-        assert inspect.iscoroutinefunction(value) == inspect.iscoroutinefunction(getattr(ours, name)), name
 
 
 def both(scenario: Callable[[ModuleType, Path], Any], start: Start) -> tuple[Any, Any]:
