@@ -31,6 +31,12 @@ TEST = [
     "mypy>=2.4,<2.5",
 ]
 BENCH = ["qemu.qmp>=0.0.6,<0.1", "avocado-framework-plugin-vt>=113,<114"]
+# The launchers of `make install` are their like: daemons/*.in
+PROGRAMS = [
+    "drover = drover.cli.main:main",
+    "drover-qmp-shell = drover.shell.qmp:main",
+    "drover-qmp-shell-wrap = drover.shell.qmp:main_wrap",
+]
 
 
 def version() -> str:
@@ -74,6 +80,6 @@ setup(
     package_data=data_files(),
     install_requires=RUNTIME,
     extras_require={"test": TEST, "bench": BENCH},
-    entry_points={"console_scripts": ["drover = drover.cli.main:main"]},
+    entry_points={"console_scripts": PROGRAMS},
     zip_safe=False,
 )

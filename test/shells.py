@@ -5,8 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-BARE = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-name", "a b"]
+from drover import QmpConnection
+from machines import qemu_of
+
+BARE = ["-machine", "pc,accel=tcg", "-m", "16", "-smp", "2", "-nodefaults", "-display", "none", "-S", "-name", "a b"]
 START = 30.0  # seconds; 0.1 on an idle machine
 
 
@@ -34,6 +38,15 @@ class Bare:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def qmp(self) -> QmpConnection:
+        """A connection by which a test does things behind the shell's back."""
+        return QmpConnection(self.folder / "qmp2", timeout=START)
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def kill(self) -> None:
         """End it at once."""
         if self.process is not None:
@@ -43,11 +56,12 @@ class Bare:
 
 
 @contextmanager
-def bare(binary: Path, folder: Path) -> Iterator[Bare]:
-    """Such a QEMU, killed at the end."""
-    found = Bare(binary, folder)
-    try:
-        found.start()
-        yield found
-    finally:
-        found.kill()
+def bare(version: str) -> Iterator[Bare]:
+    """Such a QEMU of this version, killed at the end."""
+    with TemporaryDirectory(prefix="shell-") as folder:  # a short path: it holds sockets
+        found = Bare(qemu_of(version), Path(folder))
+        try:
+            found.start()
+            yield found
+        finally:
+            found.kill()

@@ -25,6 +25,8 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
+    "hmp": Entry("drover.shell.hmp", "Talk to a machine's human monitor."),
+    "qga": Entry("drover.shell.qga", "Talk to the agent in a guest."),
     "qmp": Entry("drover.shell.qmp", "Talk QMP to a machine: a shell, or a script."),
 }
 

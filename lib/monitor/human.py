@@ -154,39 +154,44 @@ class QmpHumanMonitor(HumanVerbs, BlockingFace):
     """The verbs of :class:`HumanMonitor` on a machine that has only a QMP monitor (``human-monitor-command``).
 
     It has no connection of its own. What HMP keeps for each monitor (``cpu N``, descriptors) lasts
-    only as long as one line here.
+    only as long as one line here; :attr:`cpu_index` stands in for the former.
 
     :param connection: connected or not; it stays yours to close
+    :ivar cpu_index: the CPU that commands such as ``info registers`` look at; None is the first
     """
 
     def __init__(self, connection: QmpConnection) -> None:
         self.connection = connection
+        self.cpu_index: int | None = None
 
     def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        return self.connection._run(_through_qmp(flow, self.connection.timeout), args, kwargs)
+        return self.connection._run(_through_qmp(flow, self.connection.timeout, self.cpu_index), args, kwargs)
 
 
 class AsyncQmpHumanMonitor(HumanVerbs, AsyncFace):
     """The same on asyncio.
 
     :param connection: connected or not; it stays yours to close
+    :ivar cpu_index: the CPU that commands such as ``info registers`` look at; None is the first
     """
 
     def __init__(self, connection: AsyncQmpConnection) -> None:
         self.connection = connection
+        self.cpu_index: int | None = None
 
     async def _run_async(
         self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
-        return await self.connection._run_async(_through_qmp(flow, self.connection.timeout), args, kwargs)
+        through_qmp = _through_qmp(flow, self.connection.timeout, self.cpu_index)
+        return await self.connection._run_async(through_qmp, args, kwargs)
 
 
 def _through_qmp(
-    flow: Callable[..., Coroutine[Any, Any, T]], default: float | None
+    flow: Callable[..., Coroutine[Any, Any, T]], default: float | None, cpu_index: int | None
 ) -> Callable[..., Coroutine[Any, Any, T]]:
     """`flow`, which takes a human monitor's port, as one that takes a QMP monitor's."""
 
     def on_qmp(port: Port, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
-        return flow(QmpHumanPort(port, default), *args, **kwargs)
+        return flow(QmpHumanPort(port, default, cpu_index), *args, **kwargs)
 
     return on_qmp

@@ -92,11 +92,13 @@ class QmpHumanPort(HumanPort):
     """The human monitor behind a QMP monitor (``human-monitor-command``).
 
     :param default: seconds for commands that are not slow by nature; None waits for ever
+    :param cpu_index: the CPU that commands such as ``info registers`` look at; None is the first
     """
 
-    def __init__(self, port: Port, default: float | None) -> None:
+    def __init__(self, port: Port, default: float | None, cpu_index: int | None = None) -> None:
         self._port = port
         self._default = default
+        self._more: dict[str, int] = {} if cpu_index is None else {"cpu-index": cpu_index}
 
     async def run(self, line: str, timeout: Timeout = DEFAULT, fd: int | None = None) -> str:
         if fd is not None:
@@ -105,7 +107,7 @@ class QmpHumanPort(HumanPort):
         command = "human-monitor-command"
         if timeout is DEFAULT:
             timeout = line_timeout(line, command_timeout(command, self._default))
-        output: str = await self._port.execute(command, {"command-line": line}, timeout=timeout)
+        output: str = await self._port.execute(command, {"command-line": line} | self._more, timeout=timeout)
         return plain(output)
 
     async def wait_closed(self, timeout: float | None) -> None:

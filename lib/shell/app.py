@@ -8,6 +8,8 @@ from typing import Any, Final
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth
@@ -66,9 +68,9 @@ class App:
     async def run(self) -> int:
         """Greet, and take lines until one says to leave."""
         try:
-            greeting = await self._interruptible(self._talker.connect())
+            greeting = await self._interruptible(self._talker.join())
         except DroverError as error:
-            tell(self._view, error)
+            tell(self._talker, error)
             return LOST
         if greeting is None:
             return LOST
@@ -95,14 +97,14 @@ class App:
             await self._interruptible(self._talker.run(text))
         except MonitorError as error:
             if not (isinstance(error, ConnectionClosed) and self._told):
-                tell(self._view, error, text)
+                tell(self._talker, error, text)
         except DroverError as error:
-            tell(self._view, error, text)
+            tell(self._talker, error, text)
         if self._talker.is_connected() and self._reading is None:
             self._listen()
 
     async def _again(self) -> None:
-        greeting = await self._interruptible(self._talker.connect())
+        greeting = await self._interruptible(self._talker.join())
         if greeting is not None:
             self._view.note(greeting)
             self._listen()
@@ -173,7 +175,7 @@ def _keys(talker: Talker) -> KeyBindings:
     """Enter ends a line that is whole, and begins another one where something is still open."""
     keys = KeyBindings()
 
-    @keys.add("enter")
+    @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
@@ -184,7 +186,7 @@ def _keys(talker: Talker) -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=has_focus(DEFAULT_BUFFER))
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -14,18 +14,9 @@ from .complete import Candidate, Completer, describe
 from .literal import LineError, Unfinished
 from .live import DEADLINE, Live
 from .parse import Command, Own, parse
-from .talk import Leave, Talker
+from .talk import OWN, Talker, tapped
 from .view import View
 
-OWN: Final = {
-    "help": "this text; /help COMMAND: what a command takes",
-    "oob": "/oob COMMAND …: out of band, past whatever QEMU is busy with",
-    "events": "show or hide events",
-    "pretty": "JSON over several lines, or in one",
-    "verbose": "show what is sent, or not",
-    "reconnect": "connect anew",
-    "quit": "leave; QEMU runs on",
-}
 _HELP: Final = """\
 COMMAND NAME=VALUE …     VALUE: a word, 'text', "text", JSON or a literal of Python
 NAME.NAME=VALUE          inside of an object; NAME[0]=VALUE in a list
@@ -41,7 +32,7 @@ class QmpTalker(Talker):
     :param verify: check arguments by the schema before they are sent
     """
 
-    own = OWN
+    own = OWN | {"oob": "/oob COMMAND …: out of band, past whatever QEMU is busy with"}
 
     def __init__(self, vm: AsyncQmpConnection, view: View, *, verify: bool = True) -> None:
         super().__init__(view)
@@ -66,9 +57,8 @@ class QmpTalker(Talker):
     async def close(self) -> None:
         await self._vm.close()
 
-    async def events(self) -> AsyncIterator[Event]:
-        async for event in self._vm.events():
-            yield event
+    def events(self) -> AsyncIterator[Event]:
+        return tapped(self._vm)
 
     def is_unfinished(self, text: str) -> bool:
         try:
@@ -91,7 +81,7 @@ class QmpTalker(Talker):
     async def run(self, text: str) -> None:
         line = parse(text)
         if isinstance(line, Own):
-            await self._run_own(line)
+            await self.run_own(line)
         elif line is not None:
             arguments = self._checked(line)
             self.view.sent(line.name, arguments, "exec-oob" if line.oob else "execute")
@@ -103,26 +93,9 @@ class QmpTalker(Talker):
             return check(command, self._schema)
         return {name: plain(value) for name, value in command.arguments.items()}
 
-    # -- the shell's own ---------------------------------------------------
-
-    async def _run_own(self, line: Own) -> None:
-        if line.name == "help":
-            self.view.text(self._help(line.rest))
-        elif line.name == "quit":
-            raise Leave
-        elif line.name == "reconnect":
-            await self._vm.close()
-            self.view.note(await self.connect())
-        elif line.name in ("events", "pretty", "verbose"):
-            switched = not getattr(self.view, line.name)
-            setattr(self.view, line.name, switched)
-            self.view.note(f"{line.name}: {'on' if switched else 'off'}")
-        else:
-            raise LineError(f"the shell has no command /{line.name}{suggestion(line.name, self.own)}", 0)
-
-    def _help(self, command: str) -> str:
+    def help_text(self, command: str) -> str:
         if not command:
-            return "\n".join([_HELP, "", *(f"/{name:10} {what}" for name, what in self.own.items())])
+            return f"{_HELP}\n\n{super().help_text('')}"
         schema = self._schema
         kind = None if schema is None else schema.argument_type(command)
         if schema is None or kind is None:

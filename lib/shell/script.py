@@ -18,7 +18,7 @@ async def run_script(talker: Talker, lines: Iterable[str], *, keep_going: bool) 
     """
     first = 0
     try:
-        await talker.connect()
+        await talker.join()
         for text in whole_lines(talker, lines):
             code = await _run(talker, text)
             first = first or code
@@ -27,7 +27,7 @@ async def run_script(talker: Talker, lines: Iterable[str], *, keep_going: bool) 
     except Leave:
         pass
     except DroverError as error:
-        tell(talker.view, error)
+        tell(talker, error)
         return first or exit_code(error)
     finally:
         await talker.close()
@@ -38,7 +38,7 @@ async def _run(talker: Talker, text: str) -> int:
     try:
         await talker.run(text)
     except DroverError as error:
-        tell(talker.view, error, text)
+        tell(talker, error, text)
         return exit_code(error)
     return 0
 

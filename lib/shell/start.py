@@ -9,9 +9,9 @@ from typing import IO, Any, Final, TypeVar
 
 import click
 
-from drover.errors import ArgumentError, DroverError
+from drover.errors import ArgumentError
 
-from .talk import Options, Prepare, exit_code
+from .talk import Options, Prepare
 from .view import View
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,9 +70,6 @@ def run_shell(prepare: Prepare, options: Options, title: str) -> int:
             return asyncio.run(run_script(prepare(view), lines, keep_going=options.keep_going))
         except ArgumentError as error:
             raise click.UsageError(str(error)) from error
-        except DroverError as error:
-            _print_error(str(error))
-            return exit_code(error)
 
 
 def _open_log(stack: ExitStack, path: str | None) -> Callable[[str], None] | None:

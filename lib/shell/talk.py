@@ -1,22 +1,29 @@
 """A monitor as a shell sees it: something to type lines to. Each language of QEMU's has one of these."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
 
-from drover.errors import ArgumentError, CommandError, DroverError, MonitorError
+from drover.errors import AgentFrozen, ArgumentError, CommandError, ConnectionClosed, DroverError, MonitorError
+from drover.monitor.aio import AsyncQmpConnection
 from drover.qmp.messages import Event
 
+from .check import suggestion
 from .complete import Candidate
 from .literal import LineError
+from .parse import Own
 from .view import View
 
 # Exit codes of a script.
 REFUSED: Final = 1
 USAGE: Final = 2
 LOST: Final = 3
+
+# Seconds between two looks at a connection that has no events: soon enough for who reads along.
+LOOK: Final = 0.2
 
 
 class Options(Struct, frozen=True):
@@ -33,6 +40,16 @@ class Options(Struct, frozen=True):
     logfile: str | None = None
 
 
+OWN: Final = {
+    "help": "this text; /help COMMAND: what a command takes",
+    "events": "show or hide events",
+    "pretty": "JSON over several lines, or in one",
+    "verbose": "show what is sent, or not",
+    "reconnect": "connect anew",
+    "quit": "leave; QEMU runs on",
+}
+
+
 class Leave(Exception):
     """The shell is to end."""
 
@@ -42,12 +59,14 @@ class Talker(ABC):
 
     :param view: where it shows
     :ivar own: the shell's own commands, and what each does
+    :ivar alive: raises a `ConnectError` if it is known that nobody can answer
     """
 
-    own: Mapping[str, str] = {}
+    own: Mapping[str, str] = OWN
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self.alive: Callable[[], None] = lambda: None
 
     @property
     @abstractmethod
@@ -60,14 +79,50 @@ class Talker(ABC):
 
     @abstractmethod
     async def connect(self) -> str:
-        """Connect, and return what to greet with.
-
-        :raises MonitorError: it does not work
-        """
+        """Connect, without a look at who is there; :meth:`join` has one."""
 
     @abstractmethod
     async def close(self) -> None:
         """End the connection."""
+
+    def help_text(self, about: str) -> str:
+        """What there is to say about one command, or about the shell.
+
+        :raises LineError: there is no such command
+        """
+        return "\n".join(f"/{name:10} {what}" for name, what in self.own.items())
+
+    async def join(self) -> str:
+        """Connect, and return what to greet with.
+
+        :raises MonitorError: it does not work
+        """
+        self.alive()
+        try:
+            return await self.connect()
+        except MonitorError:
+            self.alive()
+            raise
+
+    async def run_own(self, line: Own) -> None:
+        """Do one of the shell's own commands.
+
+        :raises LineError: there is none of that name
+        :raises Leave: that was to leave
+        """
+        if line.name not in self.own:
+            raise LineError(f"the shell has no command /{line.name}{suggestion(line.name, self.own)}", 0)
+        if line.name == "help":
+            self.view.text(self.help_text(line.rest))
+        elif line.name == "quit":
+            raise Leave
+        elif line.name == "reconnect":
+            await self.close()
+            self.view.note(await self.join())
+        else:
+            switched = not getattr(self.view, line.name)
+            setattr(self.view, line.name, switched)
+            self.view.note(f"{line.name}: {'on' if switched else 'off'}")
 
     @abstractmethod
     async def run(self, text: str) -> None:
@@ -90,6 +145,22 @@ class Talker(ABC):
         :raises ConnectionClosed: the connection ended: nothing else ends this
         """
 
+    async def until_lost(self) -> AsyncIterator[Event]:
+        """The events of a monitor that has none: there is only the end of the connection to tell.
+
+        :raises ConnectionClosed: that is it
+        """
+        none: tuple[Event, ...] = ()
+        for event in none:
+            yield event
+        while self.is_connected():  # noqa: ASYNC110 - its end is no event of the loop
+            await asyncio.sleep(LOOK)
+        raise ConnectionClosed("QEMU closed the connection")
+
+    def refused(self, error: CommandError) -> None:
+        """Show that QEMU said no."""
+        self.view.refused(error)
+
     def is_unfinished(self, text: str) -> bool:
         """Whether more lines may make `text` whole, which it is not as it stands."""
         return False
@@ -99,19 +170,29 @@ class Talker(ABC):
         return False
 
 
+async def tapped(vm: AsyncQmpConnection) -> AsyncIterator[Event]:
+    """The events of `vm` from now on; it is not asked for more than are taken.
+
+    :raises ConnectionClosed: the connection ended
+    """
+    with vm.events() as events:
+        async for event in events:
+            yield event
+
+
 def exit_code(error: DroverError) -> int:
     """What a script that ended with `error` exits with."""
     if isinstance(error, LineError | ArgumentError):
         return USAGE
-    return LOST if isinstance(error, MonitorError) else REFUSED
+    return LOST if isinstance(error, MonitorError) and not isinstance(error, AgentFrozen) else REFUSED
 
 
-def tell(view: View, error: DroverError, line: str = "") -> None:
+def tell(talker: Talker, error: DroverError, line: str = "") -> None:
     """Show what went wrong with `line`."""
     if isinstance(error, CommandError):
-        view.refused(error)
+        talker.refused(error)
     else:
-        view.trouble(error, line)
+        talker.view.trouble(error, line)
 
 
 Prepare = Callable[[View], Talker]

@@ -11,7 +11,7 @@ import msgspec
 
 from drover.errors import CommandError, DroverError
 from drover.qmp.messages import Event
-from drover.qmp.redact import redact
+from drover.qmp.redact import HIDDEN, may_hold_secret, redact
 
 from .literal import LineError
 
@@ -84,6 +84,13 @@ class View:
         if self.verbose and not self.json:
             self._document(message, "sent")
 
+    def typed(self, line: str) -> None:
+        """A line of the human monitor's goes out."""
+        shown = HIDDEN if may_hold_secret(line) else line
+        self._record("->", {"line": shown})
+        if self.verbose and not self.json:
+            self._write(self._styled(shown, "sent"))
+
     def reply(self, value: Any) -> None:
         """It was done, and this came back."""
         message = {"return": value}
@@ -121,6 +128,15 @@ class View:
             self._write(self._styled(f"{error.error_class}: {error.desc}", "error"))
         else:
             self._document(message)
+
+    def failed(self, error: CommandError) -> None:
+        """The human monitor printed why it did not do it."""
+        message = {"error": {"class": error.error_class, "desc": error.desc}}
+        self._record("<-", message)
+        if self.json:
+            self._document(message)
+        else:
+            self._complain(self._styled(error.desc, "error"))
 
     def trouble(self, error: DroverError, line: str = "") -> None:
         """What was typed could not be sent, or was not answered.

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from drover.testing.machine import qemu_binaries
 from shells import bare
 
 pytestmark = pytest.mark.live
@@ -20,9 +19,9 @@ LIMIT = 60.0  # seconds for one command: 0.2 on an idle machine
 
 
 @pytest.fixture(scope="module", params=["7.2", "10.0"])
-def qemu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def qemu(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The folder of a bare QEMU with two QMP sockets, `qmp` and `qmp2`, and an HMP socket `hmp`."""
-    with bare(qemu_binaries()[request.param], tmp_path_factory.mktemp("qemu")) as process:
+    with bare(request.param) as process:
         yield process.folder
 
 
