@@ -21,7 +21,10 @@ from ..ops import (
     migration,
     migration_settings,
     nic,
+    nodes,
     power,
+    snapshots,
+    throttle,
     unplug,
 )
 from ..ops.port import Port
@@ -174,6 +177,14 @@ class Verbs:
     block_commit = verb(blockjobs.block_commit)
     block_stream = verb(blockjobs.block_stream)
     blockdev_create = verb(blockjobs.blockdev_create)
+    transaction = verb(snapshots.transaction)
+    snapshot_disks = verb(snapshots.snapshot_disks)
+    query_snapshots = verb(snapshots.query_snapshots)
+    internal_snapshot = verb(snapshots.internal_snapshot)
+    delete_internal_snapshot = verb(snapshots.delete_internal_snapshot)
+    snapshot_save = verb(snapshots.snapshot_save)
+    snapshot_load = verb(snapshots.snapshot_load)
+    snapshot_delete = verb(snapshots.snapshot_delete)
     query_bitmaps = verb(bitmaps.query_bitmaps)
     bitmap_add = verb(bitmaps.bitmap_add)
     bitmap_remove = verb(bitmaps.bitmap_remove)
@@ -181,3 +192,14 @@ class Verbs:
     bitmap_enable = verb(bitmaps.bitmap_enable)
     bitmap_disable = verb(bitmaps.bitmap_disable)
     bitmap_merge = verb(bitmaps.bitmap_merge)
+    query_block_tree = verb(nodes.query_block_tree)
+    blockdev_add = verb(nodes.blockdev_add)
+    blockdev_reopen = verb(nodes.blockdev_reopen)
+    blockdev_del = verb(nodes.blockdev_del)
+    remove_chain = verb(nodes.remove_chain)
+    throttle_group_add = verb(throttle.throttle_group_add)
+    throttle_group_set = verb(throttle.throttle_group_set)
+    throttle_group_del = verb(throttle.throttle_group_del)
+    query_throttle_group = verb(throttle.query_throttle_group)
+    set_disk_throttle = verb(throttle.set_disk_throttle)
+    query_disk_throttle = verb(throttle.query_disk_throttle)

@@ -14,7 +14,9 @@ time, socket or threading.
 - :mod:`.unplug`     asking the guest to let go of a device, and observing the end
 - :mod:`.nic`  :mod:`.disk`   hotplug
 - :mod:`.jobs`       background jobs: progress, steering, the end; :mod:`.blockjobs` those that copy
-- :mod:`.bitmaps`    dirty bitmaps; :mod:`.actions` what a transaction is made of (pure)
+- :mod:`.snapshots`  of several disks at one moment; :mod:`.actions` what a transaction is made of (pure)
+- :mod:`.bitmaps`    dirty bitmaps; :mod:`.throttle` I/O limits; :mod:`.nodes` block nodes as a tree
+- :mod:`.fdset`      descriptors that go to QEMU
 - :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
 - :mod:`.agent_port` :class:`~.agent_port.AgentPort`: a guest's agent; :mod:`.agent` :mod:`.agent_exec`
   :mod:`.agent_file` :mod:`.agent_freeze` what it does; :mod:`.agent_channel` what QEMU knows of it

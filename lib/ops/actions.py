@@ -92,6 +92,8 @@ def snapshot(node: str, overlay: str) -> Action:
 def snapshot_file(node: str, path: str, overlay: str, *, format: str = "qcow2", existing: bool = False) -> Action:
     """The same, with an image that QEMU itself makes and opens (``blockdev-snapshot-sync``).
 
+    Only for what a device uses: over a node that nothing uses, the overlay is gone at once.
+
     :param overlay: name of the new node
     :param existing: the image is there, and names `node`'s image as its backing file
     """

@@ -1,6 +1,6 @@
 """Dirty bitmaps: what was written to a disk since when. The ground that incremental backups stand on."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msgspec import Struct, convert
@@ -31,7 +31,7 @@ class Bitmap(Struct, frozen=True, rename="kebab"):
     inconsistent: bool = False
 
 
-def bitmaps_of(node: dict[str, Any]) -> tuple[Bitmap, ...]:
+def bitmaps_of(node: Mapping[str, Any]) -> tuple[Bitmap, ...]:
     """The bitmaps in one entry of ``query-named-block-nodes``."""
     return convert(node.get("dirty-bitmaps", ()), tuple[Bitmap, ...])
 

@@ -286,6 +286,7 @@ async def blockdev_create(
     job_id: str = "create",
     timeout: float | None = None,
     progress: Progress | None = None,
+    cancel_on_leave: bool = False,
 ) -> Job:
     """Make an image, and wait until it is made (``blockdev-create``).
 
@@ -296,7 +297,7 @@ async def blockdev_create(
     """
     if "driver" not in options:
         raise ArgumentError("options", dict(options), "with the driver, such as 'qcow2'")
-    run = _Run(port, job_name("create", "", job_id), True, timeout, progress, False)
+    run = _Run(port, job_name("create", "", job_id), True, timeout, progress, cancel_on_leave)
     return await run.begin("blockdev-create", {"options": dict(options)}, _CONCLUDED)
 
 

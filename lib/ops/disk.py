@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, CommandError, HotplugError
 from . import image
+from .fdset import Held, add_fd
 from .inventory import PERIPHERAL, query_block_nodes
 from .nic import check_id
 from .port import Port
@@ -98,7 +99,7 @@ async def hot_add_disk(
         async with _place(port, id, driver, bus, addr) as (place_bus, place_addr, place):
             async with _opened(port, os.fspath(path), format, read_only, cache) as (held, protocol):
                 async with Undo(port) as undo:
-                    fdset = await _add_fd(undo, held, id)
+                    fdset = await add_fd(undo, held, id)
                     name = f"/dev/fdset/{fdset}"
                     node = image.block_node(
                         id, format, protocol, name, read_only=read_only, cache=cache, discard=discard, aio=aio
@@ -117,38 +118,14 @@ async def hot_add_disk(
     return Disk(id=id, bus=place_bus, addr=place_addr, size=size)
 
 
-class _Held:
-    """Our copy of a descriptor, closed once."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
 @asynccontextmanager
-async def _opened(port: Port, path: str, format: str, read_only: bool, cache: str) -> AsyncIterator[tuple[_Held, str]]:
+async def _opened(port: Port, path: str, format: str, read_only: bool, cache: str) -> AsyncIterator[tuple[Held, str]]:
     direct = image.CACHES[cache][0]
-    held = _Held(await port.offload(partial(image.open_image, path, read_only=read_only, direct=direct), os.close))
+    held = Held(await port.offload(partial(image.open_image, path, read_only=read_only, direct=direct), os.close))
     try:
         yield held, image.check_image(held.fd, path, format)
     finally:
         held.close()
-
-
-async def _add_fd(undo: Undo, held: _Held, id: str) -> int:
-    added = await undo.step(
-        "add-fd",
-        {"opaque": f"drover:{id}"},
-        fd=held.fd,
-        undo=lambda added: Revert("remove-fd", {"fdset-id": added["fdset-id"]}, may_be_gone=True),
-    )
-    held.close()
-    fdset: int = added["fdset-id"]
-    return fdset
 
 
 @asynccontextmanager

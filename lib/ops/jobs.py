@@ -225,7 +225,7 @@ async def wait_job(
 
     Who leaves this call early, by its time-out or cancelled, leaves the job as it is: it
     runs on, then stays ``concluded``, and may be waited for again. A QEMU that does not
-    answer meanwhile, as during ``snapshot-save``, is asked again until `timeout`.
+    answer meanwhile, as while somebody saves the whole machine, is asked again until `timeout`.
 
     :param until: statuses to wait for, such as ``ready``, ``pending``, ``concluded``
     :param since: ``event_mark()`` from before the job began; None takes the newest job of this id

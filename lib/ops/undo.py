@@ -46,9 +46,14 @@ class Revert(NamedTuple):
 Way = Revert | Callable[[Any], "Revert | Coroutine[Any, Any, object]"]
 
 
+class Stays(DroverError):
+    """Raised by a way back: what was done cannot be taken back, and what it stands on must stay with it."""
+
+
 class _Step(NamedTuple):
-    call: Call
+    what: str
     way: Way
+    call: Call | None = None
 
 
 class Undo:
@@ -73,8 +78,15 @@ class Undo:
         :returns: what the command returned
         """
         call = self._port.submit(command, arguments, fd=fd)
-        self._steps.append(_Step(call, undo))
+        self._steps.append(_Step(command, undo, call))
         return await self._port.result(call, timeout)
+
+    def remember(self, what: str, way: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Something was done elsewhere than in QEMU: remember how to take it back.
+
+        :param what: for the note, should that fail
+        """
+        self._steps.append(_Step(what, lambda _: way()))
 
     def keep(self) -> None:
         """All steps stay."""
@@ -94,24 +106,25 @@ class Undo:
             step = self._steps.pop()
             try:
                 await self._revert(step)
-            except HotplugError as failure:
+            except (HotplugError, Stays) as failure:
                 # The device still stands on what the earlier steps made: that must stay with it.
-                self._note(error, f"{failure}; kept: {', '.join(s.call.command for s in self._steps) or 'nothing'}")
+                self._note(error, f"{failure}; kept: {', '.join(s.what for s in self._steps) or 'nothing'}")
                 self._steps.clear()
             except (DroverError, OSError) as failure:
-                self._note(error, f"undo of {step.call.command} failed: {failure}")
+                self._note(error, f"undo of {step.what} failed: {failure}")
 
     async def _revert(self, step: _Step) -> None:
-        call = step.call
-        if not call.done and not call.sent:
-            self._port.abandon(call)  # and so it never will be
-            return
-        try:
-            value = await self._port.result(call, SETTLE_TIMEOUT)
-        except CommandError:
-            return
-        finally:
-            self._port.abandon(call)
+        value = None
+        if step.call is not None:
+            if not step.call.done and not step.call.sent:
+                self._port.abandon(step.call)  # and so it never will be
+                return
+            try:
+                value = await self._port.result(step.call, SETTLE_TIMEOUT)
+            except CommandError:
+                return
+            finally:
+                self._port.abandon(step.call)
         way = step.way if isinstance(step.way, Revert) else step.way(value)
         if not isinstance(way, Revert):
             await way

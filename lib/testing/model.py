@@ -8,6 +8,7 @@ server in this room both stand on it.
 from collections.abc import Callable
 from typing import Any, Final
 
+from .block_model import BlockModel
 from .migration_model import MigrationModel
 from .recorded import Checker, recorded_schema
 
@@ -44,8 +45,6 @@ class QemuModel:
         self.fds: set[str] = set()
         self.fdsets: dict[int, str] = {}
         self.netdevs: dict[str, Arguments] = {}
-        self.nodes: dict[str, Arguments] = {}
-        self.sizes: dict[str, int] = {}
         self.devices: dict[str, Arguments] = {"scsi0": {"driver": "virtio-scsi-pci", "bus": self.root, "addr": "01.0"}}
         if machine == "q35":
             for number in range(2):
@@ -53,6 +52,8 @@ class QemuModel:
                 self.devices[f"rp{number}"] = port
         self.pending: set[str] = set()
         self.migration = MigrationModel(self)
+        self.block = BlockModel(self, Refused)
+        self.nodes, self.sizes = self.block.nodes, self.block.sizes
         self.emit: Emit = lambda name, data: None
         self._checker = Checker(version)
 
@@ -68,6 +69,7 @@ class QemuModel:
             "fdsets": dict(self.fdsets),
             "netdevs": dict(self.netdevs),
             "nodes": dict(self.nodes),
+            "jobs": set(self.block.jobs),
             "devices": dict(self.devices),
         }
 
@@ -81,7 +83,8 @@ class QemuModel:
         self._checker.check(command, arguments)
         given = dict(arguments or {})
         name = f"_do_{command.replace('-', '_')}"
-        handler = getattr(self, name, None) or getattr(self.migration, name, None)
+        places = (self, self.migration, self.block)
+        handler = next((getattr(place, name) for place in places if hasattr(place, name)), None)
         if handler is None:
             raise AssertionError(f"the model does not know the command '{command}'")
         if command in ("getfd", "add-fd") and not has_fd:
@@ -177,39 +180,6 @@ class QemuModel:
             raise Refused(f"Device '{given['id']}' not found", "DeviceNotFound")
         del self.netdevs[given["id"]]
         return {}
-
-    # -- storage ---------------------------------------------------------
-
-    def _do_blockdev_add(self, given: Arguments) -> Arguments:
-        if given["node-name"] in self.nodes:
-            raise Refused(f"Duplicate nodes with node-name='{given['node-name']}'")
-        number = int(given["file"]["filename"].removeprefix("/dev/fdset/"))
-        if number not in self.fdsets:
-            raise Refused(f"Could not open '{given['file']['filename']}': No such file or directory")
-        self.nodes[given["node-name"]] = given
-        self.sizes[given["node-name"]] = 1 << 20
-        return {}
-
-    def _do_blockdev_del(self, given: Arguments) -> Arguments:
-        name = given["node-name"]
-        if name not in self.nodes:
-            raise Refused(f"Failed to find node with node-name='{name}'")
-        if any(device.get("drive") == name for device in self.devices.values()):
-            raise Refused(f"Node {name} is in use")
-        del self.nodes[name]
-        return {}
-
-    def _do_block_resize(self, given: Arguments) -> Arguments:
-        if given["node-name"] not in self.nodes:
-            raise Refused(f"Cannot find device='' nor node-name='{given['node-name']}'")
-        self.sizes[given["node-name"]] = given["size"]
-        return {}
-
-    def _do_query_named_block_nodes(self, _: Arguments) -> list[Arguments]:
-        return [{"node-name": name, "image": {"virtual-size": self.sizes[name]}} for name in self.nodes]
-
-    def _do_query_block(self, _: Arguments) -> list[Arguments]:
-        return [{"device": "", "qdev": name} for name, device in self.devices.items() if "drive" in device]
 
     # -- devices ---------------------------------------------------------
 

@@ -1,0 +1,37 @@
+"""A descriptor of ours goes to QEMU, which names it ``/dev/fdset/N`` where it takes a file name."""
+
+import os
+
+from .undo import Revert, Undo
+
+
+class Held:
+    """Our copy of a descriptor, closed once."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close it, if that was not done."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+async def add_fd(undo: Undo, held: Held, id: str) -> int:
+    """Pass a descriptor on and close our copy, which would keep the image locked after QEMU's death (``add-fd``).
+
+    Once a node has opened the set, ``remove-fd`` is due: the node has a copy of its own.
+
+    :param id: what it is for
+    :returns: number of the set
+    """
+    added = await undo.step(
+        "add-fd",
+        {"opaque": f"drover:{id}"},
+        fd=held.fd,
+        undo=lambda added: Revert("remove-fd", {"fdset-id": added["fdset-id"]}, may_be_gone=True),
+    )
+    held.close()
+    fdset: int = added["fdset-id"]
+    return fdset

@@ -1,0 +1,181 @@
+"""The block nodes and background jobs of a model: jobs move on each time they are looked at."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from errno import ECANCELED
+from typing import Any, Final, Protocol
+
+Arguments = dict[str, Any]
+
+_FDSET: Final = "/dev/fdset/"
+SIZE: Final = 1 << 20  # of every disk, in bytes
+
+# What a job goes through by itself, one status for each look; a mirror stays ready.
+SCRIPTS: Final = {
+    "create": ("running", "concluded"),
+    "mirror": ("running", "ready"),
+    "backup": ("running", "concluded"),
+}
+
+
+class Refusal(Protocol):
+    """How the machine refuses."""
+
+    def __call__(self, desc: str, error_class: str = "GenericError") -> Exception: ...
+
+
+class Machine(Protocol):
+    """What block nodes and jobs need of the machine."""
+
+    devices: dict[str, Arguments]
+    fdsets: dict[int, str]
+    emit: Callable[[str, Arguments], None]
+
+
+class BlockModel:
+    """The nodes of a machine, what stands on what, and its jobs.
+
+    :ivar nodes: name to the options that it was opened with
+    :ivar sizes: name to size in bytes
+    :ivar jobs: id to what ``query-jobs`` says
+    """
+
+    def __init__(self, qemu: Machine, refused: Refusal) -> None:
+        self.nodes: dict[str, Arguments] = {}
+        self.sizes: dict[str, int] = {}
+        self.jobs: dict[str, Arguments] = {}
+        self._scripts: dict[str, deque[str]] = {}
+        self._qemu = qemu
+        self._refused = refused
+
+    # -- nodes -----------------------------------------------------------
+
+    def _do_blockdev_add(self, given: Arguments) -> Arguments:
+        if given["node-name"] in self.nodes:
+            raise self._refused(f"Duplicate nodes with node-name='{given['node-name']}'")
+        file = given["file"] if given["driver"] not in ("file", "host_device") else given
+        if isinstance(file, str):
+            self._node(file)
+        else:
+            number = int(file["filename"].removeprefix(_FDSET))
+            if number not in self._qemu.fdsets:
+                raise self._refused(f"Could not open '{file['filename']}': No such file or directory")
+        self.nodes[given["node-name"]] = given
+        self.sizes[given["node-name"]] = SIZE
+        return {}
+
+    def _node(self, name: str) -> Arguments:
+        if name not in self.nodes:
+            raise self._refused(f"Failed to find node with node-name='{name}'")
+        return self.nodes[name]
+
+    def _do_blockdev_del(self, given: Arguments) -> Arguments:
+        name = given["node-name"]
+        self._node(name)
+        used = [device.get("drive") for device in self._qemu.devices.values()]
+        used += [node.get(role) for node in self.nodes.values() for role in ("file", "backing")]
+        used += [name for job in self.jobs.values() if job["status"] != "concluded" for name in job["nodes"]]
+        if name in used:
+            raise self._refused(f"Node {name} is in use")
+        del self.nodes[name]
+        return {}
+
+    def _do_block_resize(self, given: Arguments) -> Arguments:
+        if given["node-name"] not in self.nodes:
+            raise self._refused(f"Cannot find device='' nor node-name='{given['node-name']}'")
+        self.sizes[given["node-name"]] = given["size"]
+        return {}
+
+    def _do_query_named_block_nodes(self, _: Arguments) -> list[Arguments]:
+        return [
+            {
+                "node-name": name,
+                "drv": node.get("driver", "raw"),
+                "file": f"/images/{name}",
+                "cache": {"writeback": True, **node.get("cache", {})},
+                "image": {"virtual-size": self.sizes[name]},
+            }
+            for name, node in self.nodes.items()
+        ]
+
+    def _do_query_block(self, _: Arguments) -> list[Arguments]:
+        return [{"device": "", "qdev": name} for name, device in self._qemu.devices.items() if "drive" in device]
+
+    def _do_transaction(self, given: Arguments) -> Arguments:
+        pairs = []
+        for action in given["actions"]:
+            if action["type"] != "blockdev-snapshot":
+                raise AssertionError(f"the model does not know the action '{action['type']}'")
+            node, overlay = action["data"]["node"], action["data"]["overlay"]
+            self._node(node)
+            if self._node(overlay)["backing"] is not None:
+                raise self._refused("The overlay already has a backing image")
+            pairs.append((node, overlay))
+        for node, overlay in pairs:
+            self.nodes[overlay] = self.nodes[overlay] | {"backing": node}
+            for device in self._qemu.devices.values():
+                if device.get("drive") == node:
+                    device["drive"] = overlay
+        return {}
+
+    # -- jobs ------------------------------------------------------------
+
+    def _begin(self, id: str, type: str, nodes: Iterable[str]) -> Arguments:
+        if id in self.jobs:
+            raise self._refused(f"Job ID '{id}' already in use")
+        for node in nodes:
+            self._node(node)
+        self.jobs[id] = {"id": id, "type": type, "status": "created", "nodes": tuple(nodes)}
+        self._scripts[id] = deque(SCRIPTS[type])
+        self.move(id, "created")
+        return {}
+
+    def move(self, id: str, status: str) -> None:
+        """Let a job enter `status`, as QEMU does by itself."""
+        job = self.jobs[id]
+        job["status"] = status
+        self._qemu.emit("JOB_STATUS_CHANGE", {"id": id, "status": status})
+        if status == "concluded" and job["type"] != "create":
+            name = "BLOCK_JOB_CANCELLED" if job.get("error") else "BLOCK_JOB_COMPLETED"
+            data = {"device": id, "type": job["type"], "len": SIZE, "offset": SIZE, "speed": 0}
+            self._qemu.emit(name, data)
+
+    def _do_blockdev_create(self, given: Arguments) -> Arguments:
+        return self._begin(given["job-id"], "create", [given["options"]["file"]])
+
+    def _do_blockdev_mirror(self, given: Arguments) -> Arguments:
+        return self._begin(given["job-id"], "mirror", [given["device"], given["target"]])
+
+    def _do_blockdev_backup(self, given: Arguments) -> Arguments:
+        return self._begin(given["job-id"], "backup", [given["device"], given["target"]])
+
+    def _do_query_jobs(self, _: Arguments) -> list[Arguments]:
+        for job_id, script in self._scripts.items():
+            if script:
+                self.move(job_id, script.popleft())
+        shown = ("id", "type", "status", "error")
+        return [
+            {name: job[name] for name in shown if name in job} | {"current-progress": SIZE, "total-progress": SIZE}
+            for job in self.jobs.values()
+        ]
+
+    def _job(self, id: str) -> Arguments:
+        if id not in self.jobs:
+            raise self._refused("Job not found")
+        return self.jobs[id]
+
+    def _do_job_cancel(self, given: Arguments) -> Arguments:
+        job = self._job(given["id"])
+        if job["status"] == "concluded":
+            raise self._refused(f"Job '{given['id']}' in state 'concluded' cannot accept command verb 'cancel'")
+        job["error"] = os.strerror(ECANCELED)
+        self._scripts[given["id"]] = deque(["concluded"])
+        return {}
+
+    def _do_job_dismiss(self, given: Arguments) -> Arguments:
+        if self._job(given["id"])["status"] != "concluded":
+            raise self._refused(f"Job '{given['id']}' cannot accept command verb 'dismiss'")
+        del self.jobs[given["id"]], self._scripts[given["id"]]
+        self._qemu.emit("JOB_STATUS_CHANGE", {"id": given["id"], "status": "null"})
+        return {}
