@@ -4,6 +4,7 @@
     doc/draw.py --check   only says which ones are out of date, and fails
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +13,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "build" / "py"))
 
+import msgspec.inspect as types  # noqa: E402
+
 from drover.ops.migration_settings import CAPABILITIES, PARAMETERS, Setting  # noqa: E402
 from drover.ops.slots import BRIDGES, BusKind  # noqa: E402
+from drover.qmp.event_types.base import Known  # noqa: E402
+from drover.qmp.event_types.block import BLOCK_EVENTS  # noqa: E402
+from drover.qmp.event_types.device import DEVICE_EVENTS  # noqa: E402
+from drover.qmp.event_types.display import DISPLAY_EVENTS  # noqa: E402
+from drover.qmp.event_types.machine import MACHINE_EVENTS  # noqa: E402
+from drover.qmp.event_types.migration import MIGRATION_EVENTS  # noqa: E402
 from drover.qmp.session import MOVES, State  # noqa: E402
 from drover.qmp.timeouts import COMMAND_TIMEOUTS, DEFAULT_TIMEOUT  # noqa: E402
 
@@ -57,12 +66,65 @@ def bridges() -> str:
     return "\n".join(["| PCI id of the bridge | slots |", "|---|---|", *rows])
 
 
+def events(table: Mapping[str, Known]) -> str:
+    """Events of one theme: a row for each, and below it one for each member."""
+    lines = ["| event | QEMU | what |", "|---|---|---|"]
+    for name, known in sorted(table.items()):
+        meaning, _ = documented(known.type)
+        since, until = "{}.{}".format(*known.since), "{}.{}".format(*known.until) if known.until else ""
+        lines.append(f"| **`{name}`** | {since}{f' to {until}' if until else ''} | {meaning} |")
+        lines += members(types.type_info(known.type), known, "", "")
+    return "\n".join(lines)
+
+
+def members(kind: types.Type, known: Known, shown: str, path: str) -> list[str]:
+    """The rows of an object's members, and of the members of those."""
+    assert isinstance(kind, types.StructType)
+    _, meanings = documented(kind.cls)
+    rows = []
+    for field in kind.fields:
+        inner, values = stripped(field.type)
+        later = known.later.get(path + field.name)
+        since = "since {}.{}".format(*later) if later else "" if field.required else "optional"
+        what = meanings[field.name] + (f" ({', '.join(f'`{value}`' for value in values)})" if values else "")
+        rows.append(f"| `{shown}{field.encode_name}` {NAMES.get(type(inner), 'object')} | {since} | {what} |")
+        if isinstance(inner, types.StructType):
+            rows += members(inner, known, f"{shown}{field.encode_name}.", f"{path}{field.name}.")
+    return rows
+
+
+NAMES = {types.StrType: "text", types.IntType: "number", types.BoolType: "true or false"}
+
+
+def stripped(kind: types.Type) -> tuple[types.Type, list[str]]:
+    """A member's type without its ``| None``, and the values that are known of it."""
+    if isinstance(kind, types.UnionType):
+        kind = next(each for each in kind.types if not isinstance(each, types.NoneType))
+    if isinstance(kind, types.Metadata):
+        return kind.type, (kind.extra_json_schema or {})["examples"]
+    return kind, []
+
+
+def documented(kind: type) -> tuple[str, dict[str, str]]:
+    """What a type's docstring says of it, and of each of its members."""
+    text = (inspect.getdoc(kind) or "").replace("``", "`")
+    meaning, *fields = re.split(r"^:ivar ", text, flags=re.MULTILINE)
+    return " ".join(meaning.split()), {
+        name: " ".join(rest.split()) for name, _, rest in (field.partition(":") for field in fields)
+    }
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "session-states": session_states,
     "capabilities": lambda: settings(CAPABILITIES),
     "parameters": lambda: settings(PARAMETERS),
     "timeouts": timeouts,
     "bridges": bridges,
+    "machine-events": lambda: events(MACHINE_EVENTS),
+    "block-events": lambda: events(BLOCK_EVENTS),
+    "device-events": lambda: events(DEVICE_EVENTS),
+    "migration-events": lambda: events(MIGRATION_EVENTS),
+    "display-events": lambda: events(DISPLAY_EVENTS),
 }
 
 

@@ -3,6 +3,7 @@
 - :mod:`.framing`   bytes in any cut to whole lines, in linear time, within a limit
 - :mod:`.messages`  lines to :class:`~.messages.Message` and back; :class:`~.messages.Event`
 - :mod:`.events`    the numbered, bounded event log; watches and streams on it
+- :mod:`.event_types`   each event's data as a type: :attr:`Event.typed <drover.qmp.messages.Event.typed>`
 - :mod:`.session`   :class:`~.session.QmpSession`: states, ids, what is in flight
 - :mod:`.hmp`       :class:`~.hmp.HmpSession`: the human monitor's text, its prompts and its refusals
 - :mod:`.agent`     :class:`~.agent.AgentSession`: the guest agent's channel, and how to be in step on it

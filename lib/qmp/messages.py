@@ -7,13 +7,16 @@ look, which a stream of events needs.
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ..errors import ArgumentError, ProtocolError
 from .framing import DEFAULT_LIMIT, LineFramer, excerpt, too_long
+
+if TYPE_CHECKING:
+    from .event_types import EventData
 
 
 class Timestamp(Struct, frozen=True, gc=False):
@@ -77,6 +80,13 @@ class Event(Struct, frozen=True, gc=False):
     data: dict[str, Any]
     timestamp: float
     number: int
+
+    @property
+    def typed(self) -> "EventData | dict[str, Any]":
+        """The data as this event's type of :mod:`drover.qmp.event_types`; :attr:`data` itself where there is none."""
+        from .event_types import typed_data  # only for those who ask: 80 types take a while to make
+
+        return typed_data(self.name, self.data)
 
 
 class _Command(Struct, omit_defaults=True, rename={"exec_oob": "exec-oob"}):
