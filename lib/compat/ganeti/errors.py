@@ -8,7 +8,7 @@
     |  +- QmpTimeoutError               no answer in time; also a TimeoutError
     |  +- HotplugError                  a device could not be added or removed
     |  |  +- NoFreeSlots                no room on the bus; also a RuntimeError
-    |  +- QmpDataError                  what came or was to go is no QMP; also a ProgrammerError
+    |  +- QmpDataError                  what came or was to go is no QMP; also a ProgrammerError, ValueError, TypeError
     +- ProgrammerError                  the caller erred
 
 Where Ganeti itself is installed, each also is Ganeti's class of the same name, so that
@@ -70,10 +70,11 @@ class QmpTimeoutError(HypervisorError, TimeoutError):
     """No answer in time: whether QEMU acts or acted is unknown."""
 
 
-class QmpDataError(HypervisorError, ProgrammerError):
+class QmpDataError(HypervisorError, ProgrammerError, ValueError, TypeError):
     """What came from the socket, or was to go to it, is no QMP.
 
-    Ganeti raises ProgrammerError for it, which its own callers do not catch.
+    Ganeti raises ProgrammerError for it, which its own callers do not catch; ValueError and TypeError
+    where a message is made by hand.
     """
 
 

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from compat.ganeti.machine import Qemu
 from drover.compat.ganeti import (
     HotplugError,
     HypervisorError,
@@ -25,43 +24,6 @@ from drover.kvm.taps import open_tap
 from machines import qemu_of
 
 pytestmark = pytest.mark.live
-
-START_TIMEOUT = 30.0  # seconds; it takes 0.2, on a machine that does nothing else
-
-
-class Qemu:
-    """A QEMU as Ganeti starts it, less the guest, and its monitor's path."""
-
-    def __init__(self, binary: Path, *extra: str) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="qemu-")
-        self.path = f"{self.directory.name}/qmp"
-        self.process = subprocess.Popen(
-            [str(binary), "-machine", "pc,accel=tcg", "-nodefaults", "-display", "none", "-S", "-m", "64",
-             "-device", "virtio-scsi-pci,id=scsi", "-device", "virtio-balloon-pci",
-             "-qmp", f"unix:{self.path},server=on,wait=off", *extra],
-        )  # fmt: skip
-        deadline = time.monotonic() + START_TIMEOUT
-        while True:
-            try:
-                QmpConnection(self.path).GetVersion()
-                return
-            except HypervisorError:
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.directory.cleanup()
-
-
-@pytest.fixture(params=["7.2-pc", "10.0-pc"], scope="module")
-def qemu(request: pytest.FixtureRequest) -> Iterator[Qemu]:
-    qemu = Qemu(qemu_of(request.param))
-    yield qemu
-    qemu.close()
-
 
 @pytest.fixture
 def vm(qemu: Qemu) -> QmpConnection:

@@ -1,0 +1,33 @@
+"""qemu.qmp's own tests, as its source package has them, against our face."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compat.peers import ABSENT, QEMU_QMP
+
+TREE = Path(__file__).resolve().parents[3]
+# Seconds; they take one.
+TIMEOUT = 50
+
+
+@pytest.mark.skipif(not QEMU_QMP.exists(), reason=ABSENT)
+def test_suite_passes(tmp_path: Path) -> None:
+    """All that is changed is the name that they import."""
+    ours = tmp_path / "test_protocol.py"
+    theirs = (QEMU_QMP / "tests" / "test_protocol.py").read_text(encoding="utf-8")
+    ours.write_text(theirs.replace("qemu.qmp", "drover.compat.qmp"), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "-q", str(ours)]
+    run = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(TREE / "build" / "py"), "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "27 passed" in run.stdout
