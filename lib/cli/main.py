@@ -28,6 +28,7 @@ COMMANDS = {
     "hmp": Entry("drover.shell.hmp", "Talk to a machine's human monitor."),
     "qga": Entry("drover.shell.qga", "Talk to the agent in a guest."),
     "qmp": Entry("drover.shell.qmp", "Talk QMP to a machine: a shell, or a script."),
+    "qom": Entry("drover.shell.qom", "Look at the objects of a machine, and set their properties."),
 }
 
 

@@ -21,10 +21,12 @@ from drover.errors import ConnectionClosed, DroverError, MonitorError
 from .colours import LineLexer
 from .history import PrivateHistory, history_path
 from .talk import LOST, Leave, Options, Prepare, Talker, tell
-from .view import View
+from .view import Pace, View
 
 # Lines that a menu of completions takes below the line that is typed.
 MENU_LINES: Final = 6
+# Seconds from the first event that is not shown to when it is told how many were not.
+QUIET: Final = 1.0
 
 
 async def run_app(prepare: Prepare, options: Options, title: str, log: Callable[[str], None] | None) -> int:
@@ -51,6 +53,7 @@ class App:
         self._view = talker.view
         self._reading: asyncio.Task[None] | None = None
         self._told = False
+        self._pace = Pace()
         self._session: PromptSession[str] = PromptSession(
             history=PrivateHistory(history_path(title), talker.is_secret),
             completer=_LineCompleter(talker),
@@ -137,13 +140,22 @@ class App:
             self._reading = None
 
     async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             async for event in self._talker.events():
-                self._view.event(event)
+                shown = self._pace.admit(loop.time())
+                self._view.event(event, shown)
+                if not shown and self._pace.hidden == 1:
+                    loop.call_later(QUIET, self._tell_hidden)
         except DroverError as error:
             self._told = True
             self._view.note(f"{error}. The next line connects again.")
         self._reading = None
+
+    def _tell_hidden(self) -> None:
+        hidden, self._pace.hidden = self._pace.hidden, 0
+        if self._view.events:
+            self._view.note(f"… and {hidden} more events, too fast to be shown; --logfile has them all")
 
     def _continuation(self, width: int, number: int, wrapped: int) -> str:
         if wrapped:

@@ -253,7 +253,7 @@ class Completer:
             way
             for name, member in self._members(kind, given).items()
             if not isinstance(given.get(name), str | int | float)
-            for way in self._ways(name, member)
+            for way in self._ways(name, member, given.get(name))
         ]
         if spot.command in OPEN and not spot.path and "driver" in given:
             known = {text.rstrip("=.") for text, _ in ways} | given.keys()
@@ -261,7 +261,7 @@ class Completer:
             ways += [(f"{name}=", note) for name, note in options if name not in known]
         return _fitting(spot, ways)
 
-    def _ways(self, name: str, member: Entity) -> Iterable[tuple[str, str]]:
+    def _ways(self, name: str, member: Entity, given: Any) -> Iterable[tuple[str, str]]:
         kind = self._schema.type_of(member)
         note = describe(self._schema, kind) + ("" if "default" in member else ", needed")
         branches = _branches(self._schema, kind)
@@ -270,7 +270,10 @@ class Completer:
         if any(branch["meta-type"] == "object" for branch in branches):
             yield f"{name}.", note
         if any(branch["meta-type"] == "array" for branch in branches):
-            yield f"{name}[0]" + ("." if _holds_objects(self._schema, branches) else "="), note
+            objects, count = _holds_objects(self._schema, branches), len(given) if isinstance(given, list) else 0
+            if objects and count:  # there may be more to say of the last one
+                yield f"{name}[{count - 1}].", note
+            yield f"{name}[{count}]" + ("." if objects else "="), note
 
     async def _values(self, spot: Spot) -> list[Candidate]:
         root = self._root(spot)

@@ -33,7 +33,7 @@ class PrivateHistory(History):
     def load_history_strings(self) -> Iterable[str]:
         """The lines, newest first."""
         try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         except OSError:
             return []
         if len(lines) > 2 * MAX_KEPT:

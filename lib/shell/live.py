@@ -152,7 +152,7 @@ _ARGUMENTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("query-rx-filter", "name"): ("device", "netdev"),
     ("ringbuf-read", "device"): ("chardev",),
     ("ringbuf-write", "device"): ("chardev",),
-    ("", "node-name"): _BLOCK,
+    ("", "node-name"): ("node",),
     ("", "node"): _BLOCK,
     ("", "device"): _BLOCK,
     ("", "source"): _BLOCK,

@@ -19,6 +19,10 @@ Write = Callable[[str], None]
 
 # What a terminal would obey instead of showing it; a guest can have written what QEMU prints.
 _OBEYED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+# Events that are shown at once, and a second after that: beyond, the terminal would be busy with nothing else.
+BURST: Final = 50
+EVENTS_PER_SECOND: Final = 10
+
 _RESET: Final = "\x1b[0m"
 _STYLES: Final = {
     "error": "\x1b[31m",
@@ -37,6 +41,28 @@ def as_json(value: Any, pretty: bool = False) -> str:
     """`value` as JSON, in one line unless `pretty`; names sorted then."""
     data = msgspec.json.encode(value, order="sorted" if pretty else None)
     return msgspec.json.format(data, indent=4 if pretty else 0).decode()
+
+
+class Pace:
+    """How many of a flood of events are shown: a screen of them at once, then no more than can be read.
+
+    :ivar hidden: how many were not, since that was last told
+    """
+
+    def __init__(self) -> None:
+        self.hidden = 0
+        self._left = float(BURST)
+        self._last = 0.0
+
+    def admit(self, now: float) -> bool:
+        """Whether an event that comes at `now`, in seconds, is shown."""
+        self._left = min(BURST, self._left + (now - self._last) * EVENTS_PER_SECOND)
+        self._last = now
+        if self._left < 1:
+            self.hidden += 1
+            return False
+        self._left -= 1
+        return True
 
 
 class View:
@@ -105,11 +131,11 @@ class View:
         elif text:
             self._write(harmless(text) if self._people else text)
 
-    def event(self, event: Event) -> None:
-        """An event came."""
+    def event(self, event: Event, shown: bool = True) -> None:
+        """An event came; one that is not shown is only in the log."""
         message = {"event": event.name, "data": event.data, "timestamp": event.timestamp}
         self._record("<-", message)
-        if not self.events:
+        if not (self.events and shown):
             return
         if self.json:
             self._document(message)

@@ -2,14 +2,18 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from machines import qemu_of
 from shells import bare
 
 pytestmark = pytest.mark.live
@@ -113,3 +117,143 @@ def test_unchecked(qemu: Path) -> None:
     """Whoever wants QEMU's own answer to something wrong can have it."""
     done = drover("qmp", qemu / "qmp", "--no-check", "-c", "query-statu")
     assert (done.returncode, documents(done.stdout)[0]["error"]["class"]) == (1, "CommandNotFound")
+
+
+# -- the other shells ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [("hmp", "hmp"), ("hmp", "qmp"), ("qmp", "-H", "qmp")])
+def test_the_human_monitor(qemu: Path, how: tuple[str, ...]) -> None:
+    """By its own socket and through QMP, the same: what it prints, what it refuses, and `cpu N`."""
+    words = [*how[:-1], qemu / how[-1]]
+    done = drover(*words, "-c", "info name", "-c", "cpu 1", "-c", "info cpus", "-c", "nonsense")
+    assert done.returncode == 1
+    assert done.stdout.startswith("a b\n")
+    assert "* CPU #1" in done.stdout
+    assert done.stderr == "unknown command: 'nonsense'\n"
+    done = drover(*words, "--json", "-k", given="cpu 7\ninfo name\n")
+    assert done.returncode == 1
+    error, reply = documents(done.stdout)
+    assert "CPU" in error["error"]["desc"]
+    assert reply == {"return": "a b"}
+    assert drover(*words, "-c", "a\x1b[A").returncode == (2 if how[-1] == "hmp" else 1)  # there it would be a key
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Path]:
+    """The socket of an agent on this host, of which nothing is asked that would act on it."""
+    with TemporaryDirectory(prefix="shell-") as folder:
+        path = Path(folder) / "qga"
+        command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", folder, "-f", f"{folder}/pid"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            try:
+                deadline = time.monotonic() + LIMIT
+                while not path.exists():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                yield path
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("words", [("qga",), ("qmp", "-N")])
+def test_the_agent(agent: Path, words: tuple[str, ...]) -> None:
+    """It answers, refuses, and is not sent what it does not have."""
+    lines = ["guest-ping", "guest-exec-status pid=999999", "guest-pong", "guest-info"]
+    done = drover(*words, agent, "--json", "-k", given="\n".join(lines))
+    pong, refused, wrong, info = documents(done.stdout)
+    assert done.returncode == 1
+    assert pong == {"return": {}}
+    assert "pid" in refused["error"]["desc"]
+    assert "did you mean guest-ping" in wrong["error"]["desc"]
+    assert info["return"]["version"]
+
+
+def test_no_agent(qemu: Path, tmp_path: Path) -> None:
+    """3: nobody answers there."""
+    done = drover("qga", tmp_path / "none", "-t", 0.2, "-c", "guest-ping")
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+def test_objects(qemu: Path) -> None:
+    """List, get, set by the property's type, and the tree, which hides what is secret."""
+    env = {"QMP_SOCKET": str(qemu / "qmp")}
+    made = "object-add qom-type=secret id=s3 data=hush"
+    group = "object-add qom-type=throttle-group id=g5 limits.iops-total=7"
+    assert drover("qmp", "-c", made, "-c", group, **env).returncode == 0
+    done = drover("qom", "list", "/objects", **env)
+    assert done.stdout.startswith("type (string)\ng5/ (throttle-group)\n")
+    assert "\ns3/ (secret)\n" in done.stdout
+    (listed,) = documents(drover("qom", "list", "--json", "/objects", **env).stdout)
+    assert listed[0] == {"name": "type", "type": "string"}
+    assert drover("qom", "set", "/objects/g5.x-iops-total", "9", **env).returncode == 0
+    done = drover("qom", "get", "-s", qemu / "qmp", "/objects/g5.x-iops-total")
+    assert (done.returncode, done.stdout) == (0, "9\n")
+    assert drover("qom", "set", "/objects/g5.x-iops-total", "many", **env).returncode == 2
+    assert drover("qom", "get", "/objects/g5.nonsense", **env).returncode == 1
+    assert drover("qom", "get", "nonsense", **env).returncode == 2
+    tree = drover("qom", "tree", "/objects", **env).stdout
+    assert "/objects/g5 (throttle-group)\n" in tree
+    assert "  x-iops-total: 9 (int)\n" in tree
+    assert "  data: <hidden> (string)\n" in tree
+    assert drover("qom", "tree", "--brief", "--depth", "0", "/objects", **env).stdout == "/objects\n"
+    nodes = documents(drover("qom", "tree", "--json", **env).stdout)
+    assert {"/", "/machine", "/machine/peripheral", "/objects/s3"} <= {node["path"] for node in nodes}
+    assert drover("qmp", "-c", "object-del id=s3", "-c", "object-del id=g5", **env).returncode == 0
+
+
+# -- as qmp-shell ----------------------------------------------------------------
+
+
+def qmp_shell(name: str, *words: object, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", f"from drover.shell.qmp import {name}; {name}()", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)} | env
+    return subprocess.run(
+        program, check=False, input=given, env=environment, capture_output=True, text=True, timeout=LIMIT
+    )
+
+
+def test_in_the_place_of_qmp_shell(qemu: Path, tmp_path: Path) -> None:
+    """Its options, its lines, its answers; and none of what it did wrong."""
+    lines = ["", "   ", "query-name", "transaction(", "abort", ")", "object-add qom-type=secret id=s4 data='n 1'"]
+    given = "\n".join([*lines, "qom-get path=/objects/s4 property=data", "object-del id=s4"])
+    done = qmp_shell("main", "-v", "-l", tmp_path / "log", given=given, QMP_SOCKET=str(qemu / "qmp"))
+    answers = documents(done.stdout)
+    assert answers[0] == {"execute": "query-name", "arguments": {}}
+    assert answers[1] == {"return": {"name": "a b"}}
+    assert answers[3]["error"]["class"] == "GenericError"
+    assert answers[7] == {"return": "n 1"}
+    assert len((tmp_path / "log").read_text().splitlines()) == 10
+    assert stat.S_ISSOCK((qemu / "qmp").stat().st_mode)
+    pretty = qmp_shell("main", "-p", qemu / "qmp", given="query-name").stdout
+    assert pretty == json.dumps({"return": {"name": "a b"}}, indent=4) + "\n"
+    assert qmp_shell("main", "-H", qemu / "qmp", given="   \ninfo name").stdout == "a b\n"
+
+
+def test_a_qemu_of_its_own() -> None:
+    """It is told when it does not start, and gone afterwards."""
+    binary = str(qemu_of("7.2"))
+    done = qmp_shell("main_wrap", "-c", "query-name", binary, "-machine", "none", "-display", "none", "-name", "x")
+    assert (done.returncode, done.stdout) == (0, '{"return": {"name": "x"}}\n')
+    done = qmp_shell("main_wrap", "-c", "query-name", binary, "-nonsense")
+    assert done.returncode == 3
+    assert "-nonsense: invalid option" in done.stderr
+    assert qmp_shell("main_wrap", "/nonsense").returncode == 3
+    done = drover("qmp", "--wrap", "-c", "quit", "-c", "query-name", "--", binary, "-machine", "none")
+    assert done.returncode == 3
+
+
+def test_help_is_quick() -> None:
+    """`drover --help` loads neither the shells nor what they stand on."""
+    program = "import sys; from drover.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    program += "print([name for name in sys.modules if name.startswith(('prompt_toolkit', 'asyncio', 'drover.shell'))])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.stdout.endswith("\n[]\n")
+    assert "qmp" in done.stdout
