@@ -179,22 +179,22 @@ def test_objects(qemu: Path) -> None:
     """List, get, set by the property's type, and the tree, which hides what is secret."""
     env = {"QMP_SOCKET": str(qemu / "qmp")}
     made = "object-add qom-type=secret id=s3 data=hush"
-    group = "object-add qom-type=throttle-group id=g5 limits.iops-total=7"
-    assert drover("qmp", "-c", made, "-c", group, **env).returncode == 0
+    thread = "object-add qom-type=iothread id=g5"
+    assert drover("qmp", "-c", made, "-c", thread, **env).returncode == 0
     done = drover("qom", "list", "/objects", **env)
-    assert done.stdout.startswith("type (string)\ng5/ (throttle-group)\n")
+    assert done.stdout.startswith("type (string)\ng5/ (iothread)\n")
     assert "\ns3/ (secret)\n" in done.stdout
     (listed,) = documents(drover("qom", "list", "--json", "/objects", **env).stdout)
     assert listed[0] == {"name": "type", "type": "string"}
-    assert drover("qom", "set", "/objects/g5.x-iops-total", "9", **env).returncode == 0
-    done = drover("qom", "get", "-s", qemu / "qmp", "/objects/g5.x-iops-total")
+    assert drover("qom", "set", "/objects/g5.poll-max-ns", "9", **env).returncode == 0
+    done = drover("qom", "get", "-s", qemu / "qmp", "/objects/g5.poll-max-ns")
     assert (done.returncode, done.stdout) == (0, "9\n")
-    assert drover("qom", "set", "/objects/g5.x-iops-total", "many", **env).returncode == 2
+    assert drover("qom", "set", "/objects/g5.poll-max-ns", "many", **env).returncode == 2
     assert drover("qom", "get", "/objects/g5.nonsense", **env).returncode == 1
     assert drover("qom", "get", "nonsense", **env).returncode == 2
     tree = drover("qom", "tree", "/objects", **env).stdout
-    assert "/objects/g5 (throttle-group)\n" in tree
-    assert "  x-iops-total: 9 (int)\n" in tree
+    assert "/objects/g5 (iothread)\n" in tree
+    assert "  poll-max-ns: 9 (int)\n" in tree
     assert "  data: <hidden> (string)\n" in tree
     assert drover("qom", "tree", "--brief", "--depth", "0", "/objects", **env).stdout == "/objects\n"
     nodes = documents(drover("qom", "tree", "--json", **env).stdout)
