@@ -40,7 +40,7 @@ _START: Final = (
     'd=$1; shift; if [ "$1" = merge ]; then exec >"$d/out" 2>&1; else exec >"$d/out" 2>"$d/err"; fi; shift; '
     'if command -v setsid >/dev/null 2>&1; then exec setsid "$@"; fi; exec "$@"'
 )
-_KILL: Final = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
+_KILL: Final = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1" 2>/dev/null || :'  # it may have ended just now
 _REMOVE: Final = 'rm -rf -- "$1"'
 
 Stream = Literal["stdout", "stderr"]
@@ -106,7 +106,8 @@ async def run_program(
 ) -> ExecResult:
     """Run a program in the guest and return how it ended and what it printed (``guest-exec``, ``guest-exec-status``).
 
-    Whoever gives up on it (by `timeout`, or cancelled) has it killed, where the guest has ``/bin/sh``.
+    Whoever gives up on it (by `timeout`, or cancelled) has it killed, where the guest has ``/bin/sh``. Only
+    where the agent does not even say that it has started, it may run on.
 
     :param path: the program; where it is no path, the agent looks for it on its own
     :param args: its arguments; no shell takes them apart
@@ -211,16 +212,25 @@ class _Tail:
 class _Program:
     """A program that runs in the guest."""
 
-    def __init__(self, port: AgentPort, path: str, pid: int) -> None:
+    def __init__(self, port: AgentPort, path: str) -> None:
         self._port = port
         self._path = path
-        self._pid = pid
-        self.exited = False
+        self._pid: int | None = None
+        self._exited = False
+
+    async def start(self, arguments: dict[str, Any]) -> None:
+        """Start it. To be shielded: whoever gives up in the middle knows no number by which to kill it."""
+        self._pid = (await self._port.ask("guest-exec", _Started, arguments)).pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and its end was not seen."""
+        return self._pid is not None and not self._exited
 
     async def status(self) -> _Status:
         """Its status; the agent forgets it once this told of its end."""
         found = await self._port.ask("guest-exec-status", _Status, {"pid": self._pid})
-        self.exited = found.exited
+        self._exited = found.exited
         return found
 
     async def wait(self, timeout: float | None) -> _Status:
@@ -268,11 +278,12 @@ async def _started(
         arguments["env"] = [f"{name}={value}" for name, value in env.items()]
     if input is not None:
         arguments["input-data"] = encoded(input)
-    program = _Program(port, path, (await port.ask("guest-exec", _Started, arguments)).pid)
+    program = _Program(port, path)
     try:
+        await port.shield(program.start(arguments))
         yield program
     except BaseException as error:
-        if not program.exited:
+        if program.runs:
             await port.shield(_after(error, program.kill(), f"{path} may still run in the guest"))
         raise
 
@@ -280,29 +291,34 @@ async def _started(
 @asynccontextmanager
 async def _folder(port: AgentPort) -> AsyncIterator[str]:
     """A folder in the guest, removed at the end of the block."""
-    async with _started(port, _SHELL, ["-c", _PREPARE], env=None, input=None, capture=True) as shell:
-        made = (await shell.wait(KILL_TIMEOUT)).result()
-    folder = made.stdout.decode(errors="replace").strip()
-    if not made.ok or not folder.startswith("/"):
-        raise AgentError(f"the guest gave no folder for the output: {made.stderr.decode(errors='replace').strip()}")
+    made: list[str] = []
+
+    async def make() -> None:
+        made.append(await _script(port, _PREPARE))
+
+    otherwise = "a folder /tmp/drover.* stays in the guest"
     try:
-        yield folder
+        await port.shield(make())  # whoever gives up in the middle does not know what to remove
+        yield made[0]
     except BaseException as error:
-        await port.shield(_after(error, _script(port, _REMOVE, folder), f"{folder} stays in the guest"))
+        for folder in made:
+            await port.shield(_after(error, _script(port, _REMOVE, folder), otherwise))
         raise
-    await port.shield(_after(None, _script(port, _REMOVE, folder), f"{folder} stays in the guest"))
+    await port.shield(_after(None, _script(port, _REMOVE, made[0]), otherwise))
 
 
-async def _script(port: AgentPort, script: str, argument: str) -> None:
-    """Run a line of shell, and wait for its end.
+async def _script(port: AgentPort, script: str, *args: str) -> str:
+    """Run a line of shell, and return what it printed, without the end of the line.
 
     :raises AgentError: it failed
     """
-    arguments = {"path": _SHELL, "arg": ["-c", script, "sh", argument], "capture-output": True}
-    program = _Program(port, _SHELL, (await port.ask("guest-exec", _Started, arguments)).pid)
+    arguments = {"path": _SHELL, "arg": ["-c", script, "sh", *args], "capture-output": True}
+    program = _Program(port, _SHELL)
+    await program.start(arguments)
     done = (await program.wait(KILL_TIMEOUT)).result()
     if not done.ok:
         raise AgentError(f"{script}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace").removesuffix("\n")
 
 
 async def _after(error: BaseException | None, step: Any, otherwise: str) -> None:

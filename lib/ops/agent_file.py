@@ -33,18 +33,23 @@ class _Written(Struct):
 async def opened(port: AgentPort, path: str, mode: str) -> AsyncIterator[int]:
     """A file of the guest, closed at the end of the block also when the caller is cancelled.
 
-    Should the reply to the opening itself be lost, the agent keeps the file open until it ends: nobody
-    was told by what number to close it.
+    Should the reply to the opening itself not come in time, the agent keeps the file open until it ends.
 
     :param mode: as ``fopen`` takes it
     """
-    handle = await port.ask("guest-file-open", int, {"path": path, "mode": mode})
+    handles: list[int] = []
+
+    async def open_it() -> None:
+        handles.append(await port.ask("guest-file-open", int, {"path": path, "mode": mode}))
+
     try:
-        yield handle
+        await port.shield(open_it())  # whoever gives up in the middle knows no number by which to close it
+        yield handles[0]
     except BaseException as error:
-        await port.shield(_close_after(port, handle, error))
+        for handle in handles:
+            await port.shield(_close_after(port, handle, error))
         raise
-    await port.shield(_close(port, handle))
+    await port.shield(_close(port, handles[0]))
 
 
 async def _close(port: AgentPort, handle: int) -> None:

@@ -34,7 +34,7 @@ THAW_PATIENCE: Final = 180.0
 # Seconds between two tries, and for each.
 THAW_PAUSE: Final = 1.0
 THAW_TIMEOUT: Final = 30.0
-STATUS_TIMEOUT: Final = 10.0
+STATUS_TIMEOUT: Final = 5.0
 RECONNECT_TIMEOUT: Final = 10.0
 
 FROZEN: Final = "frozen"
