@@ -6,6 +6,7 @@ are read on while the program runs. The folder is removed at the end, whatever h
 """
 
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
@@ -34,7 +35,7 @@ PIECES: Final = 16
 KILL_TIMEOUT: Final = 10.0
 
 _SHELL: Final = "/bin/sh"
-_PREPARE: Final = 'umask 077; d=$(mktemp -d /tmp/drover.XXXXXX) && : >"$d/out" && : >"$d/err" && echo "$d"'
+_PREPARE: Final = 'umask 077; mkdir "$1" && : >"$1/out" && : >"$1/err"'
 # In a session of its own the program can be killed with all that it started; the agent is in none.
 _START: Final = (
     'd=$1; shift; if [ "$1" = merge ]; then exec >"$d/out" 2>&1; else exec >"$d/out" 2>"$d/err"; fi; shift; '
@@ -136,7 +137,7 @@ async def stream_program(
 ) -> ExecResult:
     """Run a program in the guest and hand out what it prints while it runs.
 
-    This takes a POSIX guest: ``/bin/sh``, ``mktemp``, and room in ``/tmp`` for the output. A program that
+    This takes a POSIX guest: ``/bin/sh``, and room in ``/tmp`` for the output. A program that
     does not exist ends with exit code 127, as in a shell. Between what it prints and what it prints as errors
     the order is not kept, unless they are merged. Whoever gives up on it has it killed, with all that it
     started where the guest has ``setsid``.
@@ -290,35 +291,30 @@ async def _started(
 
 @asynccontextmanager
 async def _folder(port: AgentPort) -> AsyncIterator[str]:
-    """A folder in the guest, removed at the end of the block."""
-    made: list[str] = []
-
-    async def make() -> None:
-        made.append(await _script(port, _PREPARE))
-
-    otherwise = "a folder /tmp/drover.* stays in the guest"
+    """A folder in the guest, removed at the end of the block. Its name is ours, so that whoever gives up knows it."""
+    folder = f"/tmp/drover.{secrets.token_hex(8)}"  # noqa: S108 - made for its owner alone, and never one that is there
+    error: BaseException | None = None
     try:
-        await port.shield(make())  # whoever gives up in the middle does not know what to remove
-        yield made[0]
-    except BaseException as error:
-        for folder in made:
-            await port.shield(_after(error, _script(port, _REMOVE, folder), otherwise))
+        await port.shield(_script(port, _PREPARE, folder))
+        yield folder
+    except BaseException as failure:
+        error = failure
         raise
-    await port.shield(_after(None, _script(port, _REMOVE, made[0]), otherwise))
+    finally:
+        await port.shield(_after(error, _script(port, _REMOVE, folder), f"{folder} stays in the guest"))
 
 
-async def _script(port: AgentPort, script: str, *args: str) -> str:
-    """Run a line of shell, and return what it printed, without the end of the line.
+async def _script(port: AgentPort, script: str, argument: str) -> None:
+    """Run a line of shell, and wait for its end.
 
     :raises AgentError: it failed
     """
-    arguments = {"path": _SHELL, "arg": ["-c", script, "sh", *args], "capture-output": True}
+    arguments = {"path": _SHELL, "arg": ["-c", script, "sh", argument], "capture-output": True}
     program = _Program(port, _SHELL)
     await program.start(arguments)
     done = (await program.wait(KILL_TIMEOUT)).result()
     if not done.ok:
         raise AgentError(f"{script}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode(errors="replace").removesuffix("\n")
 
 
 async def _after(error: BaseException | None, step: Any, otherwise: str) -> None:

@@ -456,6 +456,32 @@ def test_frozen_without_a_connection(guest: Machine) -> None:
     assert agent.fsfreeze_status() == "thawed"
 
 
+# -- an agent on the host, of which only what does nothing there is asked ----
+
+
+def test_on_the_host(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", tmp_path, "-f", tmp_path / "pid"]
+    with subprocess.Popen(command) as process:
+        try:
+            agent = GuestAgent(path)  # connects for each call: every time a channel that another one has used
+            for _ in range(3):
+                agent.ping(timeout=30)
+            with agent:
+                agent.sync()
+                assert agent.info().can("guest-ping")
+
+            async def main() -> None:
+                async with AsyncGuestAgent(path) as agent:
+                    await asyncio.gather(*(agent.ping() for _ in range(100)))
+                    assert (await agent.info()).can("guest-info")
+
+            agent.close()
+            asyncio.run(main())
+        finally:
+            process.kill()
+
+
 # -- what befalls it ---------------------------------------------------------
 
 
