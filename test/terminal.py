@@ -43,6 +43,17 @@ class Terminal:
         """Type text as it is."""
         self._tmux("send-keys", "-l", "--", text)
 
+    def paste(self, text: str) -> None:
+        """Paste text, as a terminal does that brackets what is pasted."""
+        self._tmux("set-buffer", "--", text)
+        self._tmux("paste-buffer", "-p")
+
+    def kill(self, number: int) -> None:
+        """Send the program a signal."""
+        shell = self._tmux("display-message", "-p", "#{pane_pid}").strip()
+        (program,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+        os.kill(int(program), number)
+
     def press(self, *keys: str) -> None:
         """Press keys by their names: Enter, Tab, C-c, M-Enter …"""
         self._tmux("send-keys", *keys)

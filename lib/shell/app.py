@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -16,12 +16,14 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.patch_stdout import patch_stdout
 from prompt_toolkit.shortcuts import CompleteStyle, print_formatted_text
 
-from drover.errors import ConnectionClosed, DroverError, MonitorError
+from drover.errors import ConnectionClosed, DroverError
 
 from .colours import LineLexer
 from .history import PrivateHistory, history_path
 from .talk import LOST, Leave, Options, Prepare, Talker, tell
 from .view import Pace, View
+
+T = TypeVar("T")
 
 # Lines that a menu of completions takes below the line that is typed.
 MENU_LINES: Final = 6
@@ -45,6 +47,10 @@ def _print(text: str) -> None:
     print_formatted_text(ANSI(text))
 
 
+class _Interrupted(Exception):
+    """Ctrl-C while something was waited for."""
+
+
 class App:
     """One session at a terminal."""
 
@@ -52,6 +58,7 @@ class App:
         self._talker = talker
         self._view = talker.view
         self._reading: asyncio.Task[None] | None = None
+        talker.revive = self._again
         self._told = False
         self._pace = Pace()
         self._session: PromptSession[str] = PromptSession(
@@ -72,10 +79,10 @@ class App:
         """Greet, and take lines until one says to leave."""
         try:
             greeting = await self._interruptible(self._talker.join())
+        except _Interrupted:
+            return LOST
         except DroverError as error:
             tell(self._talker, error)
-            return LOST
-        if greeting is None:
             return LOST
         self._view.note(f"{greeting}. Tab completes, /help tells more, Ctrl-D leaves.")
         self._listen()
@@ -94,36 +101,43 @@ class App:
             return
         if not text.strip():
             return
+        for piece in self._talker.pieces(text):
+            if not await self._run(piece):
+                break
+
+    async def _run(self, text: str) -> bool:
+        """Do what was typed; False if it failed."""
         try:
-            if not self._talker.is_connected() and not text.lstrip().startswith("/"):
-                await self._again()
             await self._interruptible(self._talker.run(text))
-        except MonitorError as error:
+        except _Interrupted:
+            self._view.note("Not waited for any longer. If it was sent, QEMU may do it all the same.")
+        except DroverError as error:
             if not (isinstance(error, ConnectionClosed) and self._told):
                 tell(self._talker, error, text)
-        except DroverError as error:
-            tell(self._talker, error, text)
-        if self._talker.is_connected() and self._reading is None:
-            self._listen()
+        else:
+            return True
+        finally:
+            if self._talker.is_connected() and self._reading is None:
+                self._listen()
+        return False
 
     async def _again(self) -> None:
-        greeting = await self._interruptible(self._talker.join())
-        if greeting is not None:
-            self._view.note(greeting)
-            self._listen()
+        """The connection was lost, and a line is to be sent."""
+        self._view.note(await self._talker.join())
+        self._listen()
 
-    async def _interruptible(self, action: Awaitable[Any]) -> Any:
-        """Wait for `action`; None if Ctrl-C ended that."""
+    async def _interruptible(self, action: Awaitable[T]) -> T:
+        """Wait for `action`, until Ctrl-C ends that."""
         task = asyncio.ensure_future(action)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:
             return await task
         except asyncio.CancelledError:
-            if not task.cancelled() or asyncio.current_task() is None:
+            here = asyncio.current_task()
+            if here is not None and here.cancelling():  # it is us who are to end
                 raise
-            self._view.note("Not waited for any longer. If it was sent, QEMU may do it all the same.")
-            return None
+            raise _Interrupted from None
         finally:
             loop.remove_signal_handler(signal.SIGINT)
 

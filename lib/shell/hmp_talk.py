@@ -137,6 +137,7 @@ class HmpTalker(Talker):
             return
         if not line:
             return
+        await self.ready()
         self.view.typed(line)
         cpu = _CPU.fullmatch(line)
         if cpu is not None:

@@ -6,13 +6,12 @@ from typing import Any, Final
 from drover.errors import AgentError
 from drover.monitor.agent import AsyncGuestAgent
 from drover.qmp.messages import Event
-from drover.qmp.redact import may_hold_secret, redact
 
 from .check import as_type, plain, suggestion
 from .complete import Candidate, find_spot
-from .literal import LineError, Unfinished
+from .literal import LineError
 from .parse import Command, Own, Word, parse
-from .talk import Talker
+from .talk import LineTalker
 from .view import View
 
 # The arguments of qemu-ga's commands by their names, as its documentation has them (7.2 to 10.0), and what each is;
@@ -51,7 +50,7 @@ COMMAND NAME=VALUE …     as in `drover qmp`: words, 'text', "text", JSON, lite
 guest-exec path=/bin/ls arg[0]=-l capture-output=true, then guest-exec-status pid=…"""
 
 
-class QgaTalker(Talker):
+class QgaTalker(LineTalker):
     """Talks to a guest's agent.
 
     :param agent: connected or not
@@ -86,22 +85,6 @@ class QgaTalker(Talker):
     def events(self) -> AsyncIterator[Event]:
         return self.until_lost()
 
-    def is_unfinished(self, text: str) -> bool:
-        try:
-            parse(text)
-        except Unfinished:
-            return True
-        except LineError:
-            pass
-        return False
-
-    def is_secret(self, text: str) -> bool:
-        try:
-            command = parse(text)
-        except LineError:
-            return may_hold_secret(text)
-        return isinstance(command, Command) and bool(redact(command.name, command.arguments) != command.arguments)
-
     def help_text(self, about: str) -> str:
         if not about:
             return f"{_HELP}\n\n{super().help_text('')}"
@@ -119,6 +102,7 @@ class QgaTalker(Talker):
                 hint = suggestion(line.name, self._commands)
                 raise LineError(f"the agent has no command {line.name!r}{hint}", line.places.get((), 0))
             arguments = typed(line)
+            await self.ready()
             self.view.sent(line.name, arguments)
             self.view.reply(await self._agent.execute(line.name, arguments))
 

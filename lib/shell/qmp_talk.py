@@ -6,15 +6,14 @@ from typing import Any, Final
 from drover.errors import DroverError
 from drover.monitor.aio import AsyncQmpConnection
 from drover.qmp.messages import Event
-from drover.qmp.redact import may_hold_secret, redact
 from drover.qmp.schema import Schema
 
 from .check import check, plain, suggestion
 from .complete import Candidate, Completer, describe
-from .literal import LineError, Unfinished
+from .literal import LineError
 from .live import DEADLINE, Live
 from .parse import Command, Own, parse
-from .talk import OWN, Talker, tapped
+from .talk import OWN, LineTalker, tapped
 from .view import View
 
 _HELP: Final = """\
@@ -25,7 +24,7 @@ transaction( … )         each line, or what ends in ' ; ', an action
 Tab completes, Ctrl-R searches what was typed, Ctrl-C ends waiting, Ctrl-D leaves."""
 
 
-class QmpTalker(Talker):
+class QmpTalker(LineTalker):
     """Talks to a QMP monitor.
 
     :param vm: connected or not
@@ -60,30 +59,15 @@ class QmpTalker(Talker):
     def events(self) -> AsyncIterator[Event]:
         return tapped(self._vm)
 
-    def is_unfinished(self, text: str) -> bool:
-        try:
-            parse(text)
-        except Unfinished:
-            return True
-        except LineError:
-            pass
-        return False
-
-    def is_secret(self, text: str) -> bool:
-        try:
-            command = parse(text)
-        except LineError:
-            return may_hold_secret(text)
-        if not isinstance(command, Command):
-            return False
-        return bool(redact(command.name, command.arguments) != command.arguments)
-
     async def run(self, text: str) -> None:
         line = parse(text)
         if isinstance(line, Own):
             await self.run_own(line)
         elif line is not None:
-            arguments = self._checked(line)
+            arguments, schema = self._checked(line), self._schema
+            await self.ready()
+            if self._schema is not schema:  # another QEMU answers now
+                arguments = self._checked(line)
             self.view.sent(line.name, arguments, "exec-oob" if line.oob else "execute")
             self._live.forget()
             self.view.reply(await self._vm.execute(line.name, arguments, oob=line.oob))

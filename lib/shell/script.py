@@ -1,14 +1,10 @@
 """Commands one after another, without anybody at the keyboard; what came of them is the exit code."""
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable
 
 from drover.errors import DroverError
 
 from .talk import Leave, Talker, exit_code, tell
-
-# Lines of one command: each one more has the whole looked at again, and nobody writes a command of as many.
-MAX_LINES: Final = 1_000
 
 
 async def run_script(talker: Talker, lines: Iterable[str], *, keep_going: bool) -> int:
@@ -19,7 +15,7 @@ async def run_script(talker: Talker, lines: Iterable[str], *, keep_going: bool) 
     first = 0
     try:
         await talker.join()
-        for text in whole_lines(talker, lines):
+        for text in talker.whole(lines):
             code = await _run(talker, text)
             first = first or code
             if code and not (keep_going and talker.is_connected()):
@@ -41,19 +37,3 @@ async def _run(talker: Talker, text: str) -> int:
         tell(talker, error, text)
         return exit_code(error)
     return 0
-
-
-def whole_lines(talker: Talker, lines: Iterable[str]) -> Iterator[str]:
-    """`lines`, those that belong together in one piece.
-
-    What the last ones leave open comes as it is: to run it is the error.
-    """
-    held: list[str] = []
-    for line in lines:
-        held.append(line)
-        text = "\n".join(held)
-        if not talker.is_unfinished(text) or len(held) >= MAX_LINES:
-            held.clear()
-            yield text
-    if held:
-        yield "\n".join(held)

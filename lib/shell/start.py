@@ -11,6 +11,7 @@ import click
 
 from drover.errors import ArgumentError
 
+from .signals import ended_by_signals
 from .talk import Options, Prepare
 from .view import View
 
@@ -55,6 +56,7 @@ def run_shell(prepare: Prepare, options: Options, title: str) -> int:
     :param title: names the history file
     """
     with ExitStack() as stack:
+        stack.enter_context(ended_by_signals())
         log = _open_log(stack, options.logfile)
         interactive = not options.commands and sys.stdin.isatty() and sys.stdout.isatty()
         try:

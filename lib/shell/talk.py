@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -10,11 +10,12 @@ from msgspec import Struct
 from drover.errors import AgentFrozen, ArgumentError, CommandError, ConnectionClosed, DroverError, MonitorError
 from drover.monitor.aio import AsyncQmpConnection
 from drover.qmp.messages import Event
+from drover.qmp.redact import may_hold_secret, redact
 
 from .check import suggestion
 from .complete import Candidate
-from .literal import LineError
-from .parse import Own
+from .literal import LineError, Unfinished
+from .parse import Command, Own, parse
 from .view import View
 
 # Exit codes of a script.
@@ -22,6 +23,8 @@ REFUSED: Final = 1
 USAGE: Final = 2
 LOST: Final = 3
 
+# Lines of one command: each one more has the whole looked at again, and nobody writes a command of as many.
+MAX_LINES: Final = 1_000
 # Seconds between two looks at a connection that has no events: soon enough for who reads along.
 LOOK: Final = 0.2
 
@@ -60,6 +63,7 @@ class Talker(ABC):
     :param view: where it shows
     :ivar own: the shell's own commands, and what each does
     :ivar alive: raises a `ConnectError` if it is known that nobody can answer
+    :ivar revive: connects anew, where a lost connection is not the end
     """
 
     own: Mapping[str, str] = OWN
@@ -67,6 +71,7 @@ class Talker(ABC):
     def __init__(self, view: View) -> None:
         self.view = view
         self.alive: Callable[[], None] = lambda: None
+        self.revive: Callable[[], Awaitable[None]] | None = None
 
     @property
     @abstractmethod
@@ -103,6 +108,17 @@ class Talker(ABC):
         except MonitorError:
             self.alive()
             raise
+
+    async def ready(self) -> None:
+        """What a line waits for before it is sent: a connection, made anew where somebody sees to that.
+
+        :raises ConnectionClosed: there is none
+        """
+        if self.is_connected():
+            return
+        if self.revive is None:
+            raise ConnectionClosed("there is no connection any more")
+        await self.revive()
 
     async def run_own(self, line: Own) -> None:
         """Do one of the shell's own commands.
@@ -165,9 +181,57 @@ class Talker(ABC):
         """Whether more lines may make `text` whole, which it is not as it stands."""
         return False
 
+    def whole(self, lines: Iterable[str]) -> Iterator[str]:
+        """`lines`, those that belong together in one piece.
+
+        What the last ones leave open comes as it is: to run it is the error.
+        """
+        held: list[str] = []
+        for line in lines:
+            held.append(line)
+            text = "\n".join(held)
+            if not self.is_unfinished(text) or len(held) >= MAX_LINES:
+                held.clear()
+                yield text
+        if held:
+            yield "\n".join(held)
+
+    def pieces(self, text: str) -> list[str]:
+        """`text`, which may have been pasted, in parts to be run one after another."""
+        return list(self.whole(text.split("\n")))
+
     def is_secret(self, text: str) -> bool:
         """Whether `text` holds what must not be kept in a file."""
         return False
+
+
+class LineTalker(Talker):
+    """Takes the lines of :mod:`.parse`."""
+
+    def is_unfinished(self, text: str) -> bool:
+        try:
+            parse(text)
+        except Unfinished:
+            return True
+        except LineError:
+            pass
+        return False
+
+    def pieces(self, text: str) -> list[str]:
+        try:
+            parse(text)
+        except LineError:  # not one command over several lines, then
+            return super().pieces(text)
+        return [text]
+
+    def is_secret(self, text: str) -> bool:
+        try:
+            command = parse(text)
+        except LineError:
+            return may_hold_secret(text)
+        if not isinstance(command, Command):
+            return False
+        return bool(redact(command.name, command.arguments) != command.arguments)
 
 
 async def tapped(vm: AsyncQmpConnection) -> AsyncIterator[Event]:

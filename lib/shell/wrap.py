@@ -3,16 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from drover.errors import ConnectError
+
+from .signals import ended_by_signals
 
 # Seconds until a QEMU that was started listens: 0.1 on an idle machine, more where it loads a large image first.
 START_TIMEOUT: Final = 60.0
@@ -84,19 +84,10 @@ def wrapped(command: Sequence[str]) -> Iterator[Wrapped]:
 
     :raises ConnectError: it does not start
     """
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with tempfile.TemporaryDirectory(prefix="drover-") as folder:
-            qemu = Wrapped(command, Path(folder))
-            try:
-                qemu.wait()
-                yield qemu
-            finally:
-                qemu.end()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="drover-") as folder:
+        qemu = Wrapped(command, Path(folder))
+        try:
+            qemu.wait()
+            yield qemu
+        finally:
+            qemu.end()

@@ -95,6 +95,28 @@ def test_open_ends_go_on_in_the_next_line(shell: Terminal) -> None:
     shell.see('{"return": {"name": "a b"}}')
 
 
+def test_several_lines_are_pasted(shell: Terminal) -> None:
+    """They run one after another, up to the first that fails."""
+    shell.paste("query-name\ntransaction(\n  abort\n)\nquery-status")
+    shell.see("query-status")
+    shell.press("Enter")
+    screen = shell.see("GenericError: Transaction aborted")
+    assert screen.count('{"return": {"name": "a b"}}') == 1
+    shell.enter("query-name")
+    assert '"status"' not in shell.see('{"return": {"name": "a b"}}', times=2)
+
+
+def test_an_end_by_a_signal(shell: Terminal) -> None:
+    """It leaves the terminal as it was."""
+    shell.type("query-na")
+    shell.see_last(f"{PROMPT} query-na")
+    shell.kill(signal.SIGTERM)
+    shell.see("EXIT 143")
+    assert "Traceback" not in shell.screen()
+    shell.type("echoed")
+    shell.see("echoed")
+
+
 def test_control_c_and_control_d(shell: Terminal) -> None:
     """The one takes back a line, the other leaves."""
     shell.type("system_reset")
@@ -135,8 +157,11 @@ def test_qemu_dies_and_another_one_comes(shell: Terminal, qemu: Bare) -> None:
     qemu.kill()
     shell.see("QEMU closed the connection")
     shell.see_last(f"{PROMPT} query-na")
+    shell.press("C-c")
+    shell.enter("query-name x=1")  # a mistake is told without anybody there
+    shell.see("query-name has no argument 'x'")
     qemu.start()
-    shell.enter("me")
+    shell.enter("query-name")
     shell.see("Connected to QEMU", '{"return": {"name": "a b"}}', times=1)
     with qemu.qmp() as vm:
         vm.cont()
