@@ -18,16 +18,18 @@ class LineFramer:
     """Collects bytes and hands out what is complete, up to the last line end.
 
     :param limit: longest line that is accepted, in bytes
+    :ivar before: once a line was too long, the whole lines in front of it that came with it
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
+        self.before = b""
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """Take `data` in and return all whole lines, with their ends; ``b""`` if there is none.
 
-        :raises ProtocolError: a line is longer than the limit
+        :raises ProtocolError: a line is longer than the limit; :attr:`before` has those in front of it
         """
         if not self._rest and data.endswith(b"\n") and len(data) <= self.limit:
             return data
@@ -41,10 +43,11 @@ class LineFramer:
             block = bytes(self._rest)
             self._rest.clear()
         if len(block) > self.limit:
-            for line in block.split(b"\n"):
-                self._check(len(line), line)
+            self._check_lines(block)
         if end < len(data):
+            self.before = block
             self._keep(data[end:])
+            self.before = b""
         return block
 
     @property
@@ -55,6 +58,13 @@ class LineFramer:
     def _keep(self, data: bytes) -> None:
         self._rest += data
         self._check(len(self._rest), self._rest)
+
+    def _check_lines(self, block: bytes) -> None:
+        start = 0
+        for line in block.split(b"\n"):
+            self.before = block[:start] if len(line) > self.limit else b""
+            self._check(len(line), line)
+            start += len(line) + 1
 
     def _check(self, length: int, line: bytes | bytearray) -> None:
         if length > self.limit:

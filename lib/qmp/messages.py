@@ -153,11 +153,12 @@ class MessageReader:
         try:
             block = self._framer.feed(data)
         except ProtocolError as error:
-            self.fault = error
-            return []
+            messages = self._line_by_line(self._framer.before)
+            self.fault = self.fault or error  # one of the lines in front of it may be the first that is wrong
+            return messages
         if not block:
             return []
-        if not self._open:
+        if not self._open and len(block) <= self.limit:
             try:
                 return _decoder.decode_lines(block)
             except ValueError:
@@ -170,33 +171,31 @@ class MessageReader:
             line = raw.strip()
             if not line:
                 continue
-            message = self._continue(line) if self._open else self._begin(line)
-            if message is not None:
-                messages.append(message)
+            messages += self._continue(line) if self._open else self._begin(line)
             if self.fault:
                 break
         return messages
 
-    def _begin(self, line: bytes) -> Message | None:
+    def _begin(self, line: bytes) -> list[Message]:
         try:
-            return _decoder.decode(line)
+            return _decoder.decode_lines(line)  # as above: what stands on one line must not depend on how it came
         except ValueError as error:
             depth = nesting(line)
             if depth <= 0 or not line.startswith(b"{"):
                 self.fault = ProtocolError(f"not a QMP message ({error})", excerpt(line))
-                return None
+                return []
         self._open, self._depth, self._size = [line], depth, len(line)
-        return None
+        return []
 
-    def _continue(self, line: bytes) -> Message | None:
+    def _continue(self, line: bytes) -> list[Message]:
         self._open.append(line)
         self._depth += nesting(line)
         self._size += len(line) + 1
         if self._size > self.limit:
             self.fault = too_long(self.limit, self._open[0])
-            return None
+            return []
         if self._depth > 0:
-            return None
+            return []
         whole = b"\n".join(self._open)
         self._open = []
         return self._begin(whole)

@@ -256,6 +256,8 @@ class QmpSession:
                 self._on_greeting(message.greeting)
             else:
                 self._on_reply(message)
+            if self.state is State.CLOSED:
+                return  # what stands behind the end of the session is not part of it
         if events:
             self.events.extend(events)
         if self._reader.fault is not None:

@@ -78,6 +78,7 @@ class FaceSession(QmpSession):
         self._sink = sink
         self._negotiate = negotiate
         self._head: bytearray | None = bytearray() if greet or negotiate else None
+        self._line = self._depth = 0  # where the head's last whole line ends, and how many brackets are open there
         if self._head is None:
             self._be_ready()
 
@@ -124,21 +125,29 @@ class FaceSession(QmpSession):
     # -- in --------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        if self._head is not None:
+        if self._head is not None and self.fault is None:
             data = self._take_greeting(self._head, data)
         if data:
             super().receive(data)
 
     def _take_greeting(self, head: bytearray, data: bytes) -> bytes:
         """Cut the greeting off what came, and return the rest. It is kept as it is, unlike other messages."""
+        start = len(head)
         head += data
-        end = 0
-        while end := head.find(b"\n", end) + 1:
+        while end := head.find(b"\n", start) + 1:
+            self._depth += nesting(bytes(head[self._line : end]))
+            start = self._line = end
+            if self._depth > 0 and end <= self._reader.limit:
+                continue  # printed over many lines
             whole = bytes(head[:end])
-            if whole.strip() and nesting(whole) <= 0:
+            if len(whole) > self._reader.limit:
+                break
+            if whole.strip():
                 self._head = None
                 self._greeted(whole)
                 return bytes(head[end:])
+            del head[:end]
+            start = self._line = 0
         if len(head) > self._reader.limit:
             self.close(too_long(self._reader.limit, head))
         return b""

@@ -8,7 +8,7 @@ from itertools import count, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -85,6 +85,7 @@ garbage = st.lists(st.one_of(st.sampled_from(LEFTOVERS), st.binary(max_size=30))
 @given(st.data(), garbage, st.lists(st.integers() | st.text() | st.dictionaries(st.text(), st.booleans()), max_size=4))
 def test_any_cut(data: st.DataObject, before: bytes, values: list[Any]) -> None:
     """Whatever lies in the channel before the step, the replies behind it reach those who asked."""
+    assume(SENTINEL + b'{"return": 1}\n' not in before + b"\n")  # that would be the step itself
     session = fresh()
     calls = [session.submit(f"guest-{number}") for number in range(len(values))]
     if not calls:
