@@ -65,3 +65,46 @@ def bare(version: str) -> Iterator[Bare]:
             yield found
         finally:
             found.kill()
+
+
+class Agent:
+    """A qemu-ga on this host, of which nothing may be asked that acts on it.
+
+    :ivar path: of its socket
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "qga"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.path.unlink(missing_ok=True)
+        (self._folder / "pid").unlink(missing_ok=True)
+        words = ["qemu-ga", "-m", "unix-listen", "-p", self.path, "-t", self._folder, "-f", self._folder / "pid"]
+        self._process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START
+        while not self.path.exists():
+            assert self._process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def agent() -> Iterator[Agent]:
+    """Such an agent, killed at the end."""
+    with TemporaryDirectory(prefix="shell-") as folder:
+        found = Agent(Path(folder))
+        try:
+            found.start()
+            yield found
+        finally:
+            found.kill()

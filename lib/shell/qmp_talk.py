@@ -70,7 +70,9 @@ class QmpTalker(LineTalker):
                 arguments = self._checked(line)
             self.view.sent(line.name, arguments, "exec-oob" if line.oob else "execute")
             self._live.forget()
-            self.view.reply(await self._vm.execute(line.name, arguments, oob=line.oob))
+            # the one property by which QEMU tells a secret: that of a `secret` object
+            secret = line.name == "qom-get" and arguments.get("property") == "data"
+            self.view.reply(await self._vm.execute(line.name, arguments, oob=line.oob), secret)
 
     def _checked(self, command: Command) -> dict[str, Any]:
         if self._verify and self._schema is not None:

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -24,6 +24,7 @@ _OPTIONS: Final = (
     click.option("-c", "--command", "commands", multiple=True, metavar="LINE", help="Run LINE and leave; may be given"
                  " several times. Without it, and without a terminal, the lines come from standard input."),
     click.option("-k", "--keep-going", is_flag=True, help="Go on behind a line that failed."),
+    click.option("-e", "--events", is_flag=True, help="Print events in a script, too."),
     click.option("--json", is_flag=True, help="Print one JSON document a line, errors too, and nothing else."),
     click.option("-p", "--pretty", is_flag=True, help="Print JSON over several lines."),
     click.option("-v", "--verbose", is_flag=True, help="Print what is sent, too."),
@@ -64,11 +65,12 @@ def run_shell(prepare: Prepare, options: Options, title: str) -> int:
                 from .app import run_app
 
                 return asyncio.run(run_app(prepare, options, title, log))
-            from .script import run_script
+            from .script import given, read_lines, run_script
 
             shown = {"json": options.json, "pretty": options.pretty, "verbose": options.verbose}
             view = View(_print, _print_error, log=log, **shown)
-            lines: Iterable[str] = options.commands or _read_lines(sys.stdin)
+            view.events = options.events
+            lines = given(options.commands) if options.commands else read_lines(sys.stdin.fileno())
             return asyncio.run(run_script(prepare(view), lines, keep_going=options.keep_going))
         except ArgumentError as error:
             raise click.UsageError(str(error)) from error
@@ -87,11 +89,6 @@ def _open_log(stack: ExitStack, path: str | None) -> Callable[[str], None] | Non
         file.write(line + "\n")
 
     return write
-
-
-def _read_lines(stream: IO[str]) -> Iterator[str]:
-    for line in stream:
-        yield line.rstrip("\n")
 
 
 def _print(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -40,6 +40,7 @@ class Options(Struct, frozen=True):
     pretty: bool = False
     verbose: bool = False
     keep_going: bool = False
+    events: bool = False
     logfile: str | None = None
 
 
@@ -181,24 +182,33 @@ class Talker(ABC):
         """Whether more lines may make `text` whole, which it is not as it stands."""
         return False
 
-    def whole(self, lines: Iterable[str]) -> Iterator[str]:
+    async def whole(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
         """`lines`, those that belong together in one piece.
 
         What the last ones leave open comes as it is: to run it is the error.
         """
         held: list[str] = []
-        for line in lines:
-            held.append(line)
-            text = "\n".join(held)
-            if not self.is_unfinished(text) or len(held) >= MAX_LINES:
-                held.clear()
+        async for line in lines:
+            text = self._joined(held, line)
+            if text is not None:
                 yield text
         if held:
             yield "\n".join(held)
 
     def pieces(self, text: str) -> list[str]:
         """`text`, which may have been pasted, in parts to be run one after another."""
-        return list(self.whole(text.split("\n")))
+        held: list[str] = []
+        found = [self._joined(held, line) for line in text.split("\n")]
+        return [piece for piece in [*found, "\n".join(held)] if piece]
+
+    def _joined(self, held: list[str], line: str) -> str | None:
+        """Add a line to those that are held back; all of them, once they are whole."""
+        held.append(line)
+        text = "\n".join(held)
+        if self.is_unfinished(text) and len(held) < MAX_LINES:
+            return None
+        held.clear()
+        return text
 
     def is_secret(self, text: str) -> bool:
         """Whether `text` holds what must not be kept in a file."""

@@ -117,10 +117,13 @@ class View:
         if self.verbose and not self.json:
             self._write(self._styled(shown, "sent"))
 
-    def reply(self, value: Any) -> None:
-        """It was done, and this came back."""
+    def reply(self, value: Any, secret: bool = False) -> None:
+        """It was done, and this came back.
+
+        :param secret: keep it out of the log
+        """
         message = {"return": value}
-        self._record("<-", message)
+        self._record("<-", {"return": HIDDEN} if secret else message)
         self._document(message)
 
     def output(self, text: str) -> None:

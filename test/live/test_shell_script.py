@@ -2,19 +2,19 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from drover import QmpConnection
 from machines import qemu_of
-from shells import bare
+from shells import agent, bare
 
 pytestmark = pytest.mark.live
 
@@ -105,12 +105,62 @@ def test_log_hides_secrets(qemu: Path, tmp_path: Path) -> None:
     """All messages are in the log, which is for its owner; what must not be read is not."""
     log = tmp_path / "log"
     done = drover("qmp", qemu / "qmp", "-v", "-l", log, "-c", "object-add qom-type=secret id=s2 data=hush")
+    again = drover("qmp", qemu / "qmp", "-l", log, "-c", "qom-get path=/objects/s2 property=data")
+    assert again.stdout == '{"return": "hush"}\n'
     assert drover("qmp", qemu / "qmp", "-c", "object-del id=s2").returncode == 0
     written = log.read_text()
-    assert [line.split()[1] for line in written.splitlines()] == ["->", "<-"]
+    assert [line.split()[1] for line in written.splitlines()] == ["->", "<-"] * 2
     assert "object-add" in written
     assert "hush" not in written + done.stdout + done.stderr
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_program_at_the_other_end(qemu: Path) -> None:
+    """It hears of events while it says nothing, and goes on afterwards; the log has no secret that was asked for."""
+    program = [sys.executable, "-c", "from drover.cli.main import main; main()", "qmp", "--json", "-e", qemu / "qmp"]
+    options = {"env": os.environ | {"PYTHONPATH": str(PACKAGE)}, "text": True}
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+
+        def ask(line: str) -> None:
+            print(line, file=shell.stdin, flush=True)
+
+        try:
+            ask("query-name")
+            assert json.loads(shell.stdout.readline()) == {"return": {"name": "a b"}}
+            with QmpConnection(qemu / "qmp2", timeout=LIMIT) as vm:
+                vm.cont()
+                vm.stop()
+            seen = [json.loads(shell.stdout.readline()) for _ in range(2)]
+            assert [document["event"] for document in seen] == ["RESUME", "STOP"]
+            assert seen[0]["timestamp"] > 1e9
+            ask('{"execute":\n"query-name"}')
+            assert json.loads(shell.stdout.readline()) == {"return": {"name": "a b"}}
+            shell.stdin.close()
+            assert shell.wait(LIMIT) == 0
+        finally:
+            shell.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_by_a_signal(qemu: Path, number: int) -> None:
+    """Also while it waits for a line."""
+    program = [sys.executable, "-c", "from drover.cli.main import main; main()", "qmp", qemu / "qmp"]
+    options = {"env": os.environ | {"PYTHONPATH": str(PACKAGE)}, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, **pipes, **options) as shell:
+        try:
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            print("query-name", file=shell.stdin, flush=True)
+            assert "a b" in shell.stdout.readline()
+            shell.send_signal(number)
+            assert shell.wait(LIMIT) == (1 if number == signal.SIGINT else 128 + number)
+            assert shell.stderr is not None
+            assert "Traceback" not in shell.stderr.read()
+        finally:
+            shell.kill()
 
 
 def test_unchecked(qemu: Path) -> None:
@@ -139,28 +189,12 @@ def test_the_human_monitor(qemu: Path, how: tuple[str, ...]) -> None:
     assert drover(*words, "-c", "a\x1b[A").returncode == (2 if how[-1] == "hmp" else 1)  # there it would be a key
 
 
-@pytest.fixture(scope="module")
-def agent() -> Iterator[Path]:
-    """The socket of an agent on this host, of which nothing is asked that would act on it."""
-    with TemporaryDirectory(prefix="shell-") as folder:
-        path = Path(folder) / "qga"
-        command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", folder, "-f", f"{folder}/pid"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-            try:
-                deadline = time.monotonic() + LIMIT
-                while not path.exists():
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
-                yield path
-            finally:
-                process.kill()
-
-
 @pytest.mark.parametrize("words", [("qga",), ("qmp", "-N")])
-def test_the_agent(agent: Path, words: tuple[str, ...]) -> None:
+def test_the_agent(words: tuple[str, ...]) -> None:
     """It answers, refuses, and is not sent what it does not have."""
     lines = ["guest-ping", "guest-exec-status pid=999999", "guest-pong", "guest-info"]
-    done = drover(*words, agent, "--json", "-k", given="\n".join(lines))
+    with agent() as process:
+        done = drover(*words, process.path, "--json", "-k", given="\n".join(lines))
     pong, refused, wrong, info = documents(done.stdout)
     assert done.returncode == 1
     assert pong == {"return": {}}
@@ -169,7 +203,7 @@ def test_the_agent(agent: Path, words: tuple[str, ...]) -> None:
     assert info["return"]["version"]
 
 
-def test_no_agent(qemu: Path, tmp_path: Path) -> None:
+def test_no_agent(tmp_path: Path) -> None:
     """3: nobody answers there."""
     done = drover("qga", tmp_path / "none", "-t", 0.2, "-c", "guest-ping")
     assert (done.returncode, done.stdout) == (3, "")

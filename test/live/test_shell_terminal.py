@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shells import Bare, bare
+from shells import Bare, agent, bare
 from terminal import Terminal, terminal
 
 pytestmark = pytest.mark.live
@@ -238,6 +238,25 @@ def test_the_human_monitor_ends_with_qemu(tmp_path: Path) -> None:
         shell.see_last("(qemu)")
         shell.enter("quit")
         shell.see("QEMU closed the connection")
+
+
+def test_the_agent(tmp_path: Path) -> None:
+    """Completion of its commands and of their arguments; it is told when it goes, and found again."""
+    with agent() as process, terminal(["qga", str(process.path)], tmp_path) as shell:
+        shell.see_last("(QGA)")
+        shell.type("guest-exec-st")
+        shell.press("Tab")
+        shell.see_last("(QGA) guest-exec-status")
+        shell.type(" ")
+        shell.press("Tab")
+        shell.see_last("(QGA) guest-exec-status pid=")
+        shell.enter("999999")
+        shell.see("GenericError: ")
+        process.kill()
+        shell.see("QEMU closed the connection")
+        process.start()
+        shell.enter("guest-ping")
+        shell.see("Connected to qemu-ga", '{"return": {}}')
 
 
 def test_wrapped(qemu: Bare, tmp_path: Path) -> None:
