@@ -15,6 +15,7 @@ from ..ops import (
     bitmaps,
     blockjobs,
     disk,
+    display,
     events,
     inventory,
     jobs,
@@ -23,10 +24,13 @@ from ..ops import (
     nic,
     nodes,
     power,
+    qom,
+    reaction,
     snapshots,
     throttle,
     unplug,
 )
+from ..ops import input as input_
 from ..ops.port import Port
 from ..qmp.schema import Schema
 
@@ -125,7 +129,11 @@ class Verbs:
     system_powerdown = verb(power.system_powerdown)
     system_reset = verb(power.system_reset)
     quit = verb(power.quit_machine)
+    system_wakeup = verb(power.system_wakeup)
+    inject_nmi = verb(power.inject_nmi)
     query_version = verb(power.query_version)
+    set_action = verb(reaction.set_action)
+    watchdog_set_action = verb(reaction.watchdog_set_action)
 
     query_pci = verb(inventory.query_pci)
     query_block = verb(inventory.query_block)
@@ -135,12 +143,49 @@ class Verbs:
     query_memory_devices = verb(inventory.query_memory_devices)
     query_devices = verb(inventory.query_devices)
     has_device = verb(inventory.has_device)
+    query_name = verb(inventory.query_name)
+    query_uuid = verb(inventory.query_uuid)
+    query_kvm = verb(inventory.query_kvm)
+    query_chardevs = verb(inventory.query_chardevs)
+    query_iothreads = verb(inventory.query_iothreads)
+
+    qom_list = verb(qom.qom_list)
+    qom_get = verb(qom.qom_get)
+    qom_set = verb(qom.qom_set)
+    qom_tree = verb(qom.qom_tree)
+    find_objects = verb(qom.find_objects)
+    qom_list_types = verb(qom.qom_list_types)
+    qom_list_properties = verb(qom.qom_list_properties)
+    device_list_properties = verb(qom.device_list_properties)
+    object_add = verb(qom.object_add)
+    object_del = verb(qom.object_del)
+
+    query_vnc = verb(display.query_vnc)
+    query_spice = verb(display.query_spice)
+    set_password = verb(display.set_password)
+    expire_password = verb(display.expire_password)
+    reload_vnc_certificates = verb(display.reload_vnc_certificates)
+    add_client = verb(display.add_client)
+    screendump = verb(display.screendump)
+    screenshot = verb(display.screenshot)
+
+    sendkey = verb(input_.sendkey)
+    press_key = verb(input_.press_key)
+    type_text = verb(input_.type_text)
+    query_mice = verb(input_.query_mice)
+    input_send_event = verb(input_.input_send_event)
+    mouse_move = verb(input_.mouse_move)
+    mouse_move_to = verb(input_.mouse_move_to)
+    mouse_button = verb(input_.mouse_button)
+    mouse_click = verb(input_.mouse_click)
+    mouse_scroll = verb(input_.mouse_scroll)
 
     agent_connected = verb(agent_channel.agent_connected)
     wait_agent = verb(agent_channel.wait_agent)
 
     hot_add_nic = verb(nic.hot_add_nic)
     hot_remove_nic = verb(nic.hot_remove_nic)
+    set_link = verb(nic.set_link)
     hot_add_disk = verb(disk.hot_add_disk)
     hot_remove_disk = verb(disk.hot_remove_disk)
     resize_disk = verb(disk.resize_disk)

@@ -7,7 +7,9 @@ time, socket or threading.
 - :mod:`.port`       :class:`~.port.Port`: all that a flow may await
 - :mod:`.undo`       :class:`~.undo.Undo`: each step with its way back
 - :mod:`.power`      run state: stop, cont, powerdown, reset, quit
-- :mod:`.inventory`  what there is: PCI, block, CPUs, memory
+- :mod:`.inventory`  what there is: PCI, block, CPUs, memory; :mod:`.qom`: QEMU's objects and their properties
+- :mod:`.display`    the screen's picture, VNC and SPICE; :mod:`.input`: keyboard and mouse
+- :mod:`.reaction`   what QEMU does when the guest ends, panics or hangs
 - :mod:`.slots`      free PCI slots and SCSI targets (pure); :mod:`.topology` asks QEMU for them
 - :mod:`.events`     waiting for events
 - :mod:`.image`      what an image file says of itself (pure)

@@ -37,6 +37,63 @@ class MemoryInfo(Struct, frozen=True, rename="kebab"):
     plugged_memory: int = 0
 
 
+class Chardev(Struct, frozen=True, rename="kebab"):
+    """A character device.
+
+    :ivar filename: what it leads to, as QEMU describes it
+    :ivar frontend_open: whether the device that it serves has it open, such as a guest its agent's port
+    """
+
+    label: str
+    filename: str
+    frontend_open: bool
+
+
+class IoThread(Struct, frozen=True, rename="kebab"):
+    """An I/O thread; `thread_id` is the host's, the polling times are in nanoseconds."""
+
+    id: str
+    thread_id: int
+    poll_max_ns: int = 0
+    poll_grow: int = 0
+    poll_shrink: int = 0
+    aio_max_batch: int = 0
+
+
+class Kvm(Struct, frozen=True):
+    """Whether this QEMU has KVM, and whether this machine runs under it."""
+
+    present: bool
+    enabled: bool
+
+
+async def query_name(port: Port) -> str:
+    """Return the machine's name (``query-name``); empty where it was given none."""
+    name: str = (await port.execute("query-name")).get("name", "")
+    return name
+
+
+async def query_uuid(port: Port) -> str:
+    """Return the machine's UUID (``query-uuid``); all zeros where it was given none."""
+    uuid: str = (await port.execute("query-uuid"))["UUID"]
+    return uuid
+
+
+async def query_kvm(port: Port) -> Kvm:
+    """Return whether the machine runs under KVM (``query-kvm``)."""
+    return convert(await port.execute("query-kvm"), Kvm)
+
+
+async def query_chardevs(port: Port) -> list[Chardev]:
+    """Return the character devices (``query-chardev``)."""
+    return convert(await port.execute("query-chardev"), list[Chardev])
+
+
+async def query_iothreads(port: Port) -> list[IoThread]:
+    """Return the I/O threads (``query-iothreads``)."""
+    return convert(await port.execute("query-iothreads"), list[IoThread])
+
+
 async def query_pci(port: Port) -> list[dict[str, Any]]:
     """Return the PCI buses and what is on them (``query-pci``)."""
     buses: list[dict[str, Any]] = await port.execute("query-pci")

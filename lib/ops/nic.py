@@ -165,3 +165,12 @@ async def _netdev_of(port: Port, id: str) -> str:
             return id  # gone already: its netdev has the same id, if it was added here
         raise HotplugError(id, "this device is no NIC") from error
     return netdev
+
+
+async def set_link(port: Port, name: str, *, up: bool) -> None:
+    """Plug in a NIC's cable, or unplug it, as the guest sees it (``set_link``).
+
+    :param name: id of the NIC, or of its network backend
+    :raises CommandError: there is none
+    """
+    await port.execute("set_link", {"name": name, "up": up})

@@ -61,6 +61,19 @@ async def system_reset(port: Port, *, timeout: float = RESET_TIMEOUT) -> None:
     await port.wait_event(("RESET",), since=mark, timeout=timeout)
 
 
+async def system_wakeup(port: Port) -> None:
+    """Wake a guest that sleeps (``system_wakeup``).
+
+    :raises CommandError: it does not sleep, or cannot be woken
+    """
+    await port.execute("system_wakeup")
+
+
+async def inject_nmi(port: Port) -> None:
+    """Send a non-maskable interrupt (``inject-nmi``): a guest that is set up so dumps its memory."""
+    await port.execute("inject-nmi")
+
+
 async def quit_machine(port: Port, *, timeout: float | None = QUIT_TIMEOUT) -> None:
     """End QEMU at once, as by pulling the plug (``quit``), and wait until it has ended.
 
