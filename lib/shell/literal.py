@@ -22,6 +22,7 @@ _ATOM: Final = re.compile(r"[^\s,:\[\]{}\"']+")
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _HEX: Final = re.compile(r"[+-]?0[xX][0-9a-fA-F]{1,16}")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
+_UNTIL: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _HEX_DIGITS: Final = re.compile(r"[0-9a-fA-F]+")
 _ESCAPES: Final = {
@@ -92,14 +93,15 @@ def read_string(text: str, position: int) -> tuple[str, int]:
     """
     quote, start, parts = text[position], position + 1, []
     while True:
-        end, slash = text.find(quote, start), text.find("\\", start)
-        if end < 0 and slash < 0:
+        found = _UNTIL[quote].match(text, start)
+        assert found is not None
+        parts.append(found[0])
+        end = found.end()
+        if end >= len(text):
             raise Unfinished(f"the quote {quote} is not closed", position)
-        if slash < 0 or 0 <= end < slash:
-            parts.append(text[start:end])
+        if text[end] == quote:
             return _whole("".join(parts), position), end + 1
-        parts.append(text[start:slash])
-        character, start = _read_escape(text, slash, position)
+        character, start = _read_escape(text, end, position)
         parts.append(character)
 
 

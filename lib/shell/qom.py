@@ -106,8 +106,8 @@ def split_property(text: str) -> tuple[str, str]:
 
     :raises LineError: there is none
     """
-    path, dot, name = text.rpartition(".")
-    if not dot or not name or "/" in name:
+    path, _, name = text.rpartition(".")
+    if not path or not name or "/" in name:
         raise LineError(f"{text!r} names no property: it is PATH.PROPERTY", 0)
     return path, name
 

@@ -271,6 +271,14 @@ def test_wrapped(qemu: Bare, tmp_path: Path) -> None:
         shell.press("C-d")
         shell.see_last("EXIT 0")
         assert _processes(command) == 0
+    with terminal(["qmp", "--wrap", "--", *command], tmp_path) as shell:
+        shell.see_last(PROMPT)
+        shell.enter("quit")
+        shell.see("QEMU closed the connection")
+        shell.enter("query-name")
+        shell.see("QEMU ended with status 0")
+        shell.kill(signal.SIGTERM)
+        shell.see("EXIT 143")
 
 
 def _processes(command: list[str]) -> int:
