@@ -18,13 +18,11 @@ from ..errors import ArgumentError, JobError, NotSupported
 from . import actions
 from .actions import MIRROR_SYNCS, ON_ERROR, check_granularity, check_known, given, job_name
 from .image import check_choice
-from .jobs import Job, Progress, check_speed, job_cancel, job_complete, query_job, wait_job
+from .jobs import Job, Progress, check_speed, job_cancel, job_complete, query_job, steer, wait_job
 from .port import Port
 from .undo import Undo
 
 COPY_MODES: Final = ("background", "write-blocking")
-_CONCLUDED: Final = ("concluded",)
-_READY: Final = ("ready",)
 
 
 async def blockdev_mirror(
@@ -81,7 +79,7 @@ async def blockdev_mirror(
         on_target_error=on_target_error,
     )
     run = _Run(port, job_id, wait, timeout, progress, cancel_on_leave)
-    return await run.begin("blockdev-mirror", arguments, _READY)
+    return await run.begin("blockdev-mirror", arguments, ("ready",))
 
 
 async def finish_mirror(
@@ -103,13 +101,13 @@ async def finish_mirror(
     """
     mark = port.event_mark()
     deadline = None if timeout is None else port.now() + timeout
-    job = await wait_job(port, id, until=_READY, since=None, progress=progress, timeout=timeout)
+    job = await wait_job(port, id, until=("ready",), since=None, progress=progress, timeout=timeout)
     if job.type != "mirror":
         raise JobError(id, "is no mirror", job.type)
     if pivot:
         await job_complete(port, id)
     else:
-        await port.execute("block-job-cancel", {"device": id, "force": False})
+        await steer(port, id, "block-job-cancel", {"device": id, "force": False})
     left = None if deadline is None else max(0.0, deadline - port.now())
     return await wait_job(port, id, since=mark, progress=progress, timeout=left)
 
@@ -119,12 +117,13 @@ async def set_copy_mode(port: Port, id: str, copy_mode: str) -> None:
 
     :param copy_mode: ``write-blocking``; QEMU knows no way back
     :raises NotSupported: this QEMU cannot
-    :raises CommandError: no such job, or not a mirror
+    :raises JobError: there is no such job
+    :raises CommandError: it is no mirror
     """
     check_choice("copy_mode", copy_mode, COPY_MODES)
     if "block-job-change" not in await port.supported_commands():
         raise NotSupported("changing the copy mode of a mirror that runs", "QEMU 8.2 or later")
-    await port.execute("block-job-change", {"id": id, "type": "mirror", "copy-mode": copy_mode})
+    await steer(port, id, "block-job-change", {"id": id, "type": "mirror", "copy-mode": copy_mode})
 
 
 async def blockdev_backup(
@@ -178,7 +177,7 @@ async def blockdev_backup(
         on_target_error=on_target_error,
     )
     run = _Run(port, action.data["job-id"], wait, timeout, progress, cancel_on_leave)
-    return await run.begin(action.type, action.data, _CONCLUDED)
+    return await run.begin(action.type, action.data, ("concluded",))
 
 
 async def block_commit(
@@ -227,7 +226,7 @@ async def block_commit(
         on_error=on_error,
     )
     run = _Run(port, job_id, wait, timeout, progress, cancel_on_leave)
-    return await run.begin("block-commit", arguments, (*_READY, *_CONCLUDED))
+    return await run.begin("block-commit", arguments, ("ready", "concluded"))
 
 
 async def block_stream(
@@ -276,7 +275,7 @@ async def block_stream(
         on_error=on_error,
     )
     run = _Run(port, job_id, wait, timeout, progress, cancel_on_leave)
-    return await run.begin("block-stream", arguments, _CONCLUDED)
+    return await run.begin("block-stream", arguments, ("concluded",))
 
 
 async def blockdev_create(
@@ -298,7 +297,7 @@ async def blockdev_create(
     if "driver" not in options:
         raise ArgumentError("options", dict(options), "with the driver, such as 'qcow2'")
     run = _Run(port, job_name("create", "", job_id), True, timeout, progress, cancel_on_leave)
-    return await run.begin("blockdev-create", {"options": dict(options)}, _CONCLUDED)
+    return await run.begin("blockdev-create", {"options": dict(options)}, ("concluded",))
 
 
 def _check_common(speed: int, **policies: str) -> None:
@@ -344,7 +343,7 @@ class _Run:
         job = await self._wait_for(until, mark)
         if job.status == "ready" and "concluded" in until:
             await job_complete(self._port, self._id)
-            job = await self._wait_for(_CONCLUDED, mark)
+            job = await self._wait_for(("concluded",), mark)
         return job
 
     async def _wait_for(self, until: Collection[str], mark: int) -> Job:

@@ -18,6 +18,7 @@ from . import image
 from .fdset import Held, add_fd
 from .inventory import PERIPHERAL, query_block_nodes
 from .nic import check_id
+from .nodes import remove_chain
 from .port import Port
 from .slots import pci_place, scsi_place
 from .topology import find_scsi_bus, query_pci_buses, query_scsi_targets
@@ -101,17 +102,19 @@ async def hot_add_disk(
                 async with Undo(port) as undo:
                     fdset = await add_fd(undo, held, id)
                     name = f"/dev/fdset/{fdset}"
-                    node = image.block_node(
+                    nodes = image.block_nodes(
                         id, format, protocol, name, read_only=read_only, cache=cache, discard=discard, aio=aio
                     )
-                    await undo.step("blockdev-add", node, undo=Revert("blockdev-del", {"node-name": id}))
+                    for node in nodes:
+                        back = Revert("blockdev-del", {"node-name": node["node-name"]})
+                        await undo.step("blockdev-add", node, undo=back)
                     device = place | {"drive": id, "id": id, "write-cache": "on" if image.CACHES[cache][2] else "off"}
                     if serial is not None:
                         device["serial"] = serial
                     await undo.step(
                         "device_add", device | (options or {}), undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT)
                     )
-                    # The node has a copy of its own by now; the set would only keep the image open.
+                    # The file's node has a copy of its own by now; the set would only keep the image open.
                     await port.execute("remove-fd", {"fdset-id": fdset})
                     size = await _size(port, id)
                     undo.keep()
@@ -165,15 +168,18 @@ async def resize_disk(port: Port, id: str, size: int) -> int:
     """
     if size <= 0 or size % 512:
         raise ArgumentError("size", size, "bytes, in whole sectors of 512")
-    await _size(port, id)
-    await port.execute("block_resize", {"node-name": id, "size": size})
-    return await _size(port, id)
+    nodes = await _nodes_of(port, id)
+    if not nodes:
+        raise HotplugError(id, "there is no such disk")
+    await port.execute("block_resize", {"node-name": nodes[0], "size": size})
+    return await _size(port, nodes[0])
 
 
 async def hot_remove_disk(port: Port, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
     """Take a disk from the running guest; its block node goes when the guest has let go of the device.
 
-    May be repeated: a disk whose device has gone meanwhile only loses its node.
+    After a snapshot another node is under the device: then that one goes with all that it
+    stands on. May be repeated: a disk whose device has gone meanwhile only loses its node.
 
     :param timeout: seconds for the guest to act
     :raises UnplugRefused: the guest said no; the disk works on
@@ -181,16 +187,19 @@ async def hot_remove_disk(port: Port, id: str, *, timeout: float = UNPLUG_TIMEOU
     :raises HotplugError: there is no such disk
     """
     with port.reservations.name(id):
-        node = await _node_of(port, id)
+        nodes = await _nodes_of(port, id)
         was_plugged = await unplug(port, id, timeout=timeout)
-        if node is not None:
-            await port.execute("blockdev-del", {"node-name": node})
-        elif not was_plugged:
+        if not nodes and not was_plugged:
             raise HotplugError(id, "there is no such disk")
+        if nodes and nodes[0] not in (id, image.file_node(id)):
+            await remove_chain(port, nodes[0])
+            return
+        for node in nodes:
+            await _remove_node(port, node)
 
 
-async def _node_of(port: Port, id: str) -> str | None:
-    """The node under device `id`; the one of the same name if the device has gone; None if there is none."""
+async def _nodes_of(port: Port, id: str) -> list[str]:
+    """The node under device `id`, and its file's; those that are named after it if the device has gone."""
     try:
         drive: str = await port.execute("qom-get", {"path": f"{PERIPHERAL}/{id}", "property": "drive"})
     except CommandError as error:
@@ -198,4 +207,13 @@ async def _node_of(port: Port, id: str) -> str | None:
             raise HotplugError(id, "this device is no disk") from error
         drive = id
     nodes = {node["node-name"] for node in await query_block_nodes(port)}
-    return drive if drive in nodes else None
+    return [name for name in (drive, image.file_node(drive)) if name in nodes]
+
+
+async def _remove_node(port: Port, node: str) -> None:
+    try:
+        await port.execute("blockdev-del", {"node-name": node})
+    except CommandError:
+        # a file's node that was made within the disk's goes with it
+        if any(it["node-name"] == node for it in await query_block_nodes(port)):
+            raise

@@ -89,11 +89,21 @@ def check_qcow2(header: bytes, path: str) -> None:
         raise ArgumentError("path", path, "an image without an external data file")
 
 
-def block_node(
+def block_nodes(
     node: str, format: str, driver: str, filename: str, *, read_only: bool, cache: str, discard: str, aio: str
-) -> dict[str, Any]:
-    """The arguments of ``blockdev-add`` for an image: a format node on a protocol node."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of ``blockdev-add`` for an image: a protocol node, then a format node that stands on it by name.
+
+    Not the one within the other: QEMU would open the inner one anew whenever the outer one changes between reading
+    and writing, as around a snapshot, and cannot where the file came as a descriptor.
+    """
     direct, no_flush, _ = CACHES[cache]
     common = {"read-only": read_only, "discard": discard, "cache": {"direct": direct, "no-flush": no_flush}}
-    file = {"driver": driver, "node-name": f"{node}-file", "filename": filename, "aio": aio, **common}
-    return {"driver": format, "node-name": node, "file": file, **common}
+    file = file_node(node)
+    protocol = {"driver": driver, "node-name": file, "filename": filename, "aio": aio, **common}
+    return protocol, {"driver": format, "node-name": node, "file": file, **common}
+
+
+def file_node(node: str) -> str:
+    """Name of the protocol node under a format node of ours."""
+    return f"{node}-file"

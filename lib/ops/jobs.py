@@ -23,6 +23,7 @@ from msgspec import Struct, convert, field
 
 from ..errors import ArgumentError, CommandError, DroverError, JobCancelled, JobError, JobFailed, MonitorTimeout
 from ..qmp.messages import Event
+from .image import check_choice
 from .port import DEFAULT, Port, Timeout
 
 # Between two looks at a job's progress, in seconds. Its changes of status come as events.
@@ -33,6 +34,10 @@ LOOK_AGAIN: Final = 10.0
 LAST_LOOK: Final = 1.0
 # A job notices that it is cancelled between two requests to its storage.
 CANCEL_TIMEOUT: Final = 60.0
+
+STATUSES: Final = (
+    "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting", "concluded",
+)  # fmt: skip
 
 _STATUS: Final = "JOB_STATUS_CHANGE"
 _COMPLETED: Final = "BLOCK_JOB_COMPLETED"
@@ -133,7 +138,7 @@ async def job_pause(port: Port, id: str) -> None:
     :raises JobError: there is no such job
     :raises CommandError: it cannot be paused now
     """
-    await _steer(port, id, "job-pause", {"id": id})
+    await steer(port, id, "job-pause", {"id": id})
 
 
 async def job_resume(port: Port, id: str) -> None:
@@ -142,7 +147,7 @@ async def job_resume(port: Port, id: str) -> None:
     :raises JobError: there is no such job
     :raises CommandError: it is not paused
     """
-    await _steer(port, id, "job-resume", {"id": id})
+    await steer(port, id, "job-resume", {"id": id})
 
 
 async def job_complete(port: Port, id: str) -> None:
@@ -153,7 +158,7 @@ async def job_complete(port: Port, id: str) -> None:
     :raises JobError: there is no such job
     :raises CommandError: it is not ready
     """
-    await _steer(port, id, "job-complete", {"id": id})
+    await steer(port, id, "job-complete", {"id": id})
 
 
 async def job_finalize(port: Port, id: str) -> None:
@@ -162,7 +167,7 @@ async def job_finalize(port: Port, id: str) -> None:
     :raises JobError: there is no such job
     :raises CommandError: it is not pending
     """
-    await _steer(port, id, "job-finalize", {"id": id})
+    await steer(port, id, "job-finalize", {"id": id})
 
 
 async def job_dismiss(port: Port, id: str) -> None:
@@ -171,7 +176,7 @@ async def job_dismiss(port: Port, id: str) -> None:
     :raises JobError: there is no such job
     :raises CommandError: it has not concluded
     """
-    await _steer(port, id, "job-dismiss", {"id": id})
+    await steer(port, id, "job-dismiss", {"id": id})
 
 
 async def job_set_speed(port: Port, id: str, speed: int) -> None:
@@ -182,7 +187,7 @@ async def job_set_speed(port: Port, id: str, speed: int) -> None:
     :raises CommandError: it is none on block nodes, or takes no limit
     """
     check_speed(speed)
-    await _steer(port, id, "block-job-set-speed", {"device": id, "speed": speed})
+    await steer(port, id, "block-job-set-speed", {"device": id, "speed": speed})
 
 
 def check_speed(speed: int) -> None:
@@ -191,7 +196,12 @@ def check_speed(speed: int) -> None:
         raise ArgumentError("speed", speed, "bytes a second; 0 for no limit")
 
 
-async def _steer(port: Port, id: str, command: str, arguments: dict[str, object]) -> None:
+async def steer(port: Port, id: str, command: str, arguments: dict[str, object]) -> None:
+    """Give job `id` a command.
+
+    :raises JobError: there is no such job
+    :raises CommandError: it does not take this command, or not now
+    """
     try:
         await port.execute(command, arguments)
     except CommandError as error:
@@ -214,7 +224,7 @@ async def wait_job(
     port: Port,
     id: str,
     *,
-    until: Collection[str] = ("concluded",),
+    until: str | Collection[str] = "concluded",
     since: int | None = None,
     dismiss: bool = True,
     progress: Progress | None = None,
@@ -227,7 +237,7 @@ async def wait_job(
     runs on, then stays ``concluded``, and may be waited for again. A QEMU that does not
     answer meanwhile, as while somebody saves the whole machine, is asked again until `timeout`.
 
-    :param until: statuses to wait for, such as ``ready``, ``pending``, ``concluded``
+    :param until: status to wait for, such as ``ready``, ``pending``, ``concluded``, or several
     :param since: ``event_mark()`` from before the job began; None takes the newest job of this id
     :param dismiss: remove a job that has concluded
     :param progress: called with each look at it
@@ -240,6 +250,9 @@ async def wait_job(
     :raises MonitorTimeout: it takes longer than `timeout`; it runs on
     :raises ConnectionClosed: QEMU ended, or the connection to it; if QEMU lives, the job runs on
     """
+    until = (until,) if isinstance(until, str) else until
+    for status in until:
+        check_choice("until", status, STATUSES)
     job, error = await _watch(port, id, until, 0 if since is None else since, progress, timeout, poll)
     if job.status == "concluded" and dismiss:
         await _dismiss(port, id, error)

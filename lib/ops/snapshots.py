@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct, convert
 
-from ..errors import ArgumentError, NotSupported
+from ..errors import ArgumentError, MonitorTimeout, NotSupported
 from . import actions, image
 from .actions import Action, check_known, job_name
 from .blockjobs import blockdev_create
@@ -93,13 +93,17 @@ async def snapshot_disks(port: Port, *overlays: Overlay, timeout: float | None =
         raise ArgumentError("overlays", overlays, "one disk or more")
     nodes = {node["node-name"]: node for node in await query_block_nodes(port)}
     backings = [_backing(overlay, nodes) for overlay in overlays]
-    _check_names([name for overlay in overlays for name in (overlay.name, f"{overlay.name}-file")], nodes)
+    _check_names([name for overlay in overlays for name in (overlay.name, image.file_node(overlay.name))], nodes)
     steps = [actions.snapshot(overlay.node, overlay.name) for overlay in overlays]
     async with Undo(port) as undo:
         for overlay, backing in zip(overlays, backings, strict=True):
             await _open_overlay(port, undo, overlay, nodes[overlay.node], backing, timeout)
         arguments = {"actions": [{"type": step.type, "data": step.data} for step in steps]}
-        await undo.step("transaction", arguments, undo=lambda _: _stays(overlays))
+        try:
+            await undo.step("transaction", arguments, undo=lambda _: _stays(overlays))
+        except MonitorTimeout:
+            if not await _taken(port, overlays):
+                raise
         undo.keep()
 
 
@@ -135,7 +139,7 @@ async def _open_overlay(
     backing: dict[str, str],
     timeout: float | None,
 ) -> None:
-    file, cache = f"{overlay.name}-file", {name: disk["cache"][name] for name in ("direct", "no-flush")}
+    file, cache = image.file_node(overlay.name), {name: disk["cache"][name] for name in ("direct", "no-flush")}
     held = await port.offload(partial(_make, overlay.path, cache["direct"]), partial(_discard, overlay.path))
     try:
         undo.remember(f"making {overlay.path}", lambda: _remove(port, overlay.path, file))
@@ -174,6 +178,12 @@ async def _remove(port: Port, path: str, node: str) -> None:
     if any(it["node-name"] == node for it in await query_block_nodes(port)):
         raise Stays(f"'{node}' has {path} open")
     await port.offload(partial(os.unlink, path))
+
+
+async def _taken(port: Port, overlays: Sequence[Overlay]) -> bool:
+    """Whether the overlays stand on something. QEMU works in order: as it answers this, the transaction is through."""
+    nodes = {node["node-name"]: node for node in await query_block_nodes(port)}
+    return all("backing_file" in nodes.get(overlay.name, ()) for overlay in overlays)
 
 
 async def _stays(overlays: Sequence[Overlay]) -> None:

@@ -95,6 +95,7 @@ class BlockModel:
                 "file": f"/images/{name}",
                 "cache": {"writeback": True, **node.get("cache", {})},
                 "image": {"virtual-size": self.sizes[name]},
+                **({"backing_file": f"/images/{node['backing']}"} if node.get("backing") else {}),
             }
             for name, node in self.nodes.items()
         ]

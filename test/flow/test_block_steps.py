@@ -89,6 +89,7 @@ def test_a_snapshot_is_of_both_disks_or_of_none(fault: Fault) -> None:
             assert images == list(NEW), where
             assert set(NEW) < set(model.nodes), where
             assert error is None or fault is Fault.CLOSED or "the snapshot was taken" in notes[0], where
+            assert error is None or fault not in (Fault.LOST, Fault.LATE), "it was not asked whether it was taken"
         elif fault is not Fault.CLOSED:  # then nobody can undo anything, nor say that an image is of no use
             assert error is not None, where
             assert not notes, where
