@@ -69,9 +69,9 @@ def test_an_event_leaves_the_line_alone(shell: Terminal, qemu: Bare) -> None:
     with qemu.qmp() as vm:
         vm.cont()
         vm.stop()
-    screen = shell.see("RESUME", "STOP")
+    shell.see("RESUME", "STOP")
+    screen = shell.see_last(f"{PROMPT} query-na")  # it is gone for a moment, while they are printed
     assert [line for line in screen.splitlines() if "query-na" in line] == [f"{PROMPT} query-na"]
-    shell.see_last(f"{PROMPT} query-na")
     shell.enter("me")
     shell.see(f"{PROMPT} query-name\n" + '{"return": {"name": "a b"}}')
 
