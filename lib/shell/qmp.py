@@ -40,7 +40,7 @@ _timeout = click.option(
 )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, metavar="[ADDRESS]")
 @click.option("--wrap", is_flag=True, help="Start the QEMU whose command line follows behind --, and end it at exit.")
 @_hmp
@@ -58,7 +58,7 @@ def command(words: tuple[str, ...], wrap: bool, **options: Any) -> None:
     _run(find_address(words[0] if words else None), **options)
 
 
-@click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@click.command(context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, required=True, metavar="QEMU…", type=click.UNPROCESSED)
 @_hmp
 @_no_check

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from drover.errors import DroverError
+from drover.errors import DroverError, ProtocolError
 from drover.monitor.aio import AsyncQmpConnection
 from drover.qmp.messages import Event
 from drover.qmp.schema import Schema
@@ -16,6 +16,8 @@ from .parse import Command, Own, parse
 from .talk import OWN, LineTalker, tapped
 from .view import View
 
+# What a human monitor says first.
+_TEXT_BANNER: Final = b"QEMU "
 _HELP: Final = """\
 COMMAND NAME=VALUE …     VALUE: a word, 'text', "text", JSON or a literal of Python
 NAME.NAME=VALUE          inside of an object; NAME[0]=VALUE in a list
@@ -48,7 +50,12 @@ class QmpTalker(LineTalker):
         return self._vm.is_connected()
 
     async def connect(self) -> str:
-        await self._vm.connect()
+        try:
+            await self._vm.connect()
+        except ProtocolError as error:
+            if not error.excerpt.startswith(_TEXT_BANNER):
+                raise
+            raise ProtocolError("this is a human monitor: `drover hmp`, or -H, talks to it", error.excerpt) from error
         self._schema = await self._vm.query_schema()
         self._live.forget()
         return f"Connected to QEMU {'.'.join(map(str, self._vm.version))}"

@@ -81,6 +81,13 @@ def test_nobody_there(tmp_path: Path) -> None:
     assert "QMP_SOCKET" in done.stderr
 
 
+def test_another_kind_of_monitor(qemu: Path) -> None:
+    """It is told what talks to it."""
+    done = drover("qmp", qemu / "hmp", "-c", "stop")
+    assert done.returncode == 3
+    assert "`drover hmp`" in done.stderr
+
+
 def test_quoting_arrives(qemu: Path) -> None:
     """A blank in an id is QEMU's to judge, and the quotes around it are not."""
     node = "a 'b' \\\"c\\\" {d} é"
@@ -261,6 +268,7 @@ def test_in_the_place_of_qmp_shell(qemu: Path, tmp_path: Path) -> None:
     assert stat.S_ISSOCK((qemu / "qmp").stat().st_mode)
     pretty = qmp_shell("main", "-p", qemu / "qmp", given="query-name").stdout
     assert pretty == json.dumps({"return": {"name": "a b"}}, indent=4) + "\n"
+    assert qmp_shell("main", "-h").stdout.startswith("Usage: drover-qmp-shell [OPTIONS] [ADDRESS]")
     assert qmp_shell("main", "-H", qemu / "qmp", given="   \ninfo name").stdout == "a b\n"
 
 
