@@ -45,6 +45,8 @@ VALUES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("guest-file-open", "mode"): ("r", "r+", "w", "w+", "a", "a+"),
     ("guest-file-seek", "whence"): ("set", "cur", "end"),
 }
+# What the file systems are after a command.
+_FREEZING: Final = {"guest-fsfreeze-freeze": True, "guest-fsfreeze-freeze-list": True, "guest-fsfreeze-thaw": False}
 _HELP: Final = """\
 COMMAND NAME=VALUE …     as in `drover qmp`: words, 'text', "text", JSON, literals of Python
 guest-exec path=/bin/ls arg[0]=-l capture-output=true, then guest-exec-status pid=…"""
@@ -60,10 +62,11 @@ class QgaTalker(LineTalker):
         super().__init__(view)
         self._agent = agent
         self._commands: dict[str, str] = {}
+        self._frozen = False  # by us
 
     @property
     def prompt(self) -> str:
-        return "(QGA) "
+        return "(QGA frozen) " if self._frozen else "(QGA) "
 
     def is_connected(self) -> bool:
         return self._agent.is_connected()
@@ -80,6 +83,9 @@ class QgaTalker(LineTalker):
         return f"Connected to qemu-ga {info.version}"
 
     async def close(self) -> None:
+        if self._frozen:
+            self._frozen = False
+            self.view.note("The guest's file systems are still frozen: guest-fsfreeze-thaw lets them go on.")
         await self._agent.close()
 
     def events(self) -> AsyncIterator[Event]:
@@ -104,7 +110,9 @@ class QgaTalker(LineTalker):
             arguments = typed(line)
             await self.ready()
             self.view.sent(line.name, arguments)
-            self.view.reply(await self._agent.execute(line.name, arguments))
+            reply = await self._agent.execute(line.name, arguments)
+            self._frozen = _FREEZING.get(line.name, self._frozen)
+            self.view.reply(reply)
 
     async def candidates(self, text: str) -> list[Candidate]:
         spot = find_spot(text)
