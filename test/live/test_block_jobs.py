@@ -188,6 +188,23 @@ def test_a_concluded_job_waits_for_who_left(qemu: Lab) -> None:
     assert qemu.vm.query_jobs() == []
 
 
+def test_jobs_that_end_while_nobody_is_connected(qemu: Lab) -> None:
+    qemu.node("a")
+    qemu.node("b")
+    full_disk(qemu)
+    qemu.write("a", 1, 0, SIZE)
+    qemu.vm.blockdev_backup("a", "full", job_id="bad", speed=4 * MIB, wait=False)
+    qemu.node("c")  # of one node, one job
+    qemu.vm.blockdev_mirror("c", "b", job_id="good", wait=False)
+    qemu.vm.close()
+    time.sleep(1)
+    qemu.vm.connect()
+    with pytest.raises(JobFailed, match="No space"):
+        qemu.vm.wait_job("bad", timeout=60)
+    qemu.vm.finish_mirror("good", pivot=False, timeout=60)
+    assert qemu.vm.query_jobs() == []
+
+
 def test_progress_rate_and_time_to_go(qemu: Lab) -> None:
     looks: list[JobProgress] = []
     qemu.node("a", size=2 * MIB)
@@ -222,6 +239,13 @@ def test_a_paused_job_and_steering_what_is_not_there(qemu: Lab) -> None:
             getattr(qemu.vm, steer)("nix")
     with pytest.raises(JobError, match="does not exist"):
         qemu.vm.job_set_speed("nix", 1)
+    with pytest.raises(JobError, match="does not exist"):
+        qemu.vm.finish_mirror("nix", pivot=True)
+    qemu.vm.blockdev_backup("a", "b", job_id="j", speed=SLOW, wait=False)
+    with pytest.raises(MonitorTimeout):
+        qemu.vm.finish_mirror("j", pivot=False, timeout=0.1)  # never ready, and so not cancelled either
+    assert qemu.vm.query_job("j").status == "running"
+    qemu.vm.job_cancel("j")
 
 
 def test_qemu_dies_under_a_wait(qemu: Lab) -> None:
@@ -372,6 +396,7 @@ def test_arguments_are_checked_before_anything_happens(qemu: Lab) -> None:
         lambda: qemu.vm.block_commit("a", on_error="?"),
         lambda: qemu.vm.blockdev_create({"size": 1}),
         lambda: qemu.vm.job_set_speed("j", -1),
+        lambda: qemu.vm.wait_job("j", until="finished"),
         lambda: qemu.vm.bitmap_add("a", ""),
         lambda: qemu.vm.bitmap_merge("a", "b", "c"),
         lambda: actions.bitmap_merge("a", "b", []),
