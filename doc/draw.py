@@ -1,7 +1,7 @@
 """Draws into doc/*.md what the code holds as tables, so that the pages cannot drift from it.
 
     doc/draw.py           writes the pages anew
-    doc/draw.py --check   only says which ones are out of date, and fails
+    doc/draw.py --check   only says which ones are out of date, or name what is not there, and fails
 """
 
 import inspect
@@ -133,16 +133,41 @@ def redrawn(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{DRAWINGS[found[2]]()}\n{found[3]}", text)
 
 
+LINK = re.compile(r"\[`?([^]`]+)`?\]\(([^)#:]+)\)")
+MENTION = re.compile(r"`((?:lib|test|tools|doc|daemons)/[\w./-]+)`")
+
+
+NAME = re.compile(r"(?:\w+\.)*([A-Za-z_]\w*)")
+
+
+def dead(page: Path) -> list[str]:
+    """What a page names and is not there: files, and what a link to a module has for its text: a function, a class."""
+    text = page.read_text()
+    faults = [f"no {path}" for path in MENTION.findall(text) if not (HERE.parent / path).exists()]
+    for label, target in LINK.findall(text):
+        path, name = page.parent / target, NAME.fullmatch(label)
+        if not path.exists():
+            faults.append(f"no {target}")
+        elif name is not None and path.suffix == ".py" and label != path.name:
+            bound = rf"^(?:\s*(?:async )?def {name[1]}\(|class {name[1]}\b|{name[1]}\b.* = )"
+            if not re.search(bound, path.read_text(), re.MULTILINE):
+                faults.append(f"no {label} in {target}")
+    return faults
+
+
 def main() -> int:
     """Redraw the pages, or check them."""
     check = sys.argv[1:] == ["--check"]
-    stale = [page for page in sorted(HERE.glob("**/*.md")) if redrawn(page.read_text()) != page.read_text()]
+    pages = sorted(HERE.glob("**/*.md"))
+    stale = [page for page in pages if redrawn(page.read_text()) != page.read_text()]
+    faults = [f"{page.relative_to(HERE.parent)}: {fault}" for page in pages for fault in dead(page)] if check else []
+    print("".join(f"{fault}\n" for fault in faults), end="")
     for page in stale:
         if check:
             print(f"{page.relative_to(HERE.parent)}: not what the tables say; run doc/draw.py")
         else:
             page.write_text(redrawn(page.read_text()))
-    return int(check and bool(stale))
+    return int(check and bool(stale or faults))
 
 
 if __name__ == "__main__":

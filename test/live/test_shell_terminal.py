@@ -224,6 +224,7 @@ def test_the_human_monitor(qemu: Bare, tmp_path: Path, socket: str) -> None:
         shell.enter("cpu 7")
         shell.see("CPU")
         shell.see_last("(qemu cpu 1)")
+        shell.enter("   ")
         shell.enter("nonsense")
         shell.see("unknown command: 'nonsense'")
         shell.enter("cpu 0")

@@ -228,3 +228,15 @@ def test_wrong_greetings_fail_the_same(raw: Any) -> None:
 def test_importing_it_says_nothing() -> None:
     logger = logging.getLogger("drover.compat.qmp")
     assert any(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+
+
+@pytest.mark.live
+def test_what_qemu_cannot_parse_costs_one_command(start: Start) -> None:
+    """QEMU answers it with errors that have no id; of those, the peer's session dies."""
+    legacy = load("drover.compat.qmp", ".legacy")
+    with legacy.QEMUMonitorProtocol(str(start())) as vm:
+        vm.connect()
+        vm.settimeout(10.0)
+        with pytest.raises(load("drover.compat.qmp").ExecuteError, match="JSON"):
+            vm.cmd("query-status", x="\ud800")  # half a character
+        assert vm.cmd("query-status")["running"] is False

@@ -1,6 +1,7 @@
 """Where QMPClient differs from the peer on purpose: one test for each line of doc/switch-from-qemu-qmp.md."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,73 @@ def test_arguments_without_json_fail_their_command_only() -> None:
         assert await qmp.execute("query-status")
 
     run(scenario, FakeQemu())
+
+
+def test_a_descriptor_waits_its_turn_behind_commands() -> None:
+    held = iter([Do.HOLD])
+
+    async def scenario(qmp: QMPClient, fake: FakeQemu) -> None:
+        asked = [asyncio.create_task(qmp.execute("query-status")) for _ in range(12)]  # more than are in flight at once
+        await until(lambda: len(fake.commands) > 8)
+        null = os.open(os.devnull, os.O_RDONLY)
+        qmp.send_fd_scm(null)
+        os.close(null)
+        asked.append(asyncio.create_task(qmp.execute("getfd", {"fdname": "a"})))
+        await asyncio.sleep(0.05)
+        assert fake.commands.count("query-status") == 8
+        fake.release()
+        await asyncio.gather(*asked)
+        assert fake.commands[-1] == "getfd"
+        assert fake.fds == [("getfd", 1)]
+
+    run(scenario, FakeQemu(script=lambda command, arguments: next(held, None) if command == "query-status" else None))
+
+
+def test_nobody_complains_of_an_end_that_nobody_asks_for() -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        with FakeQemu() as fake:
+            qmp = QMPClient()
+            await qmp.connect(str(fake.path))
+            waiting = asyncio.create_task(qmp.events.get())
+            fake.hang_up()
+            with pytest.raises(ListenerEndedError):
+                await waiting
+            del qmp, waiting
+            gc.collect()
+            await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+    assert not complaints
+
+
+OPTIMISED = """
+import asyncio, sys
+from drover.compat.qmp import ConnectError, QMPClient
+async def main():
+    async def serve(reader, writer):
+        writer.write(b'{"QMP": {"version": {}, "capabilities": []}}\\n')
+        await reader.readline()
+        writer.write(b'{"error": {"class": "GenericError", "desc": "no"}, "id": 1}\\n')
+        await reader.read()
+        writer.close()
+    async with await asyncio.start_unix_server(serve, sys.argv[1]):
+        try:
+            await QMPClient().connect(sys.argv[1])
+        except ConnectError as error:
+            print(type(error.exc).__name__)
+        await asyncio.sleep(0.05)
+asyncio.run(main())
+"""
+
+
+def test_negotiation_is_checked_under_python_o(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "build" / "py")}
+    command = [sys.executable, "-O", "-c", OPTIMISED, str(tmp_path / "s")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout == "NegotiationError\n", run.stderr
 
 
 def test_pretty_servers_are_understood() -> None:

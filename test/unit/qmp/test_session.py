@@ -283,6 +283,29 @@ def test_secrets_do_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "hunter2" not in caplog.text
 
 
+def test_downstream_names_and_members_nobody_knows_yet_pass() -> None:
+    """Names that begin with two underscores are a distributor's own; new members come with any new QEMU."""
+    session = QmpSession()
+    known: dict[str, Any] = GREETING["QMP"]
+    feed(session, {"QMP": {**known, "capabilities": ["oob", "__com.redhat_more"], "newer": 1}, "__com.example_x": 2})
+    assert sent(session)[0]["arguments"] == {"enable": ["oob"]}
+    feed(session, {"return": {"newer": 3}, "id": 1, "__com.example_y": 4})
+    call = session.submit("__com.redhat_drive_add", {"__com.example_arg": 5})
+    (command,) = sent(session)
+    assert command == {"execute": "__com.redhat_drive_add", "arguments": {"__com.example_arg": 5}, "id": call.id}
+    feed(session, {"event": "__com.redhat_EVENT", "data": {"__com.example_z": 6}, "newer": 7})
+    feed(session, {"return": {"__com.example_a": 8}, "id": call.id, "newer": [9]})
+    (event,) = session.events
+    assert (event.name, event.data) == ("__com.redhat_EVENT", {"__com.example_z": 6})
+    assert call.outcome() == {"__com.example_a": 8}
+    call = session.submit("x")
+    sent(session)
+    feed(session, {"error": {"class": "__com.example_Class", "desc": "no", "newer": 10}, "id": call.id})
+    with pytest.raises(CommandError) as refused:
+        call.outcome()
+    assert refused.value.error_class == "__com.example_Class"
+
+
 def test_illegal_moves_name_both_states() -> None:
     session = ready()
     with pytest.raises(RuntimeError, match="'ready' to 'negotiating"):
