@@ -7,8 +7,10 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "build" / "py"))
@@ -17,24 +19,24 @@ import msgspec.inspect as types  # noqa: E402
 
 from drover.ops.migration_settings import CAPABILITIES, PARAMETERS, Setting  # noqa: E402
 from drover.ops.slots import BRIDGES, BusKind  # noqa: E402
+from drover.qmp import agent, session  # noqa: E402
 from drover.qmp.event_types.base import Known  # noqa: E402
 from drover.qmp.event_types.block import BLOCK_EVENTS  # noqa: E402
 from drover.qmp.event_types.device import DEVICE_EVENTS  # noqa: E402
 from drover.qmp.event_types.display import DISPLAY_EVENTS  # noqa: E402
 from drover.qmp.event_types.machine import MACHINE_EVENTS  # noqa: E402
 from drover.qmp.event_types.migration import MIGRATION_EVENTS  # noqa: E402
-from drover.qmp.session import MOVES, State  # noqa: E402
 from drover.qmp.timeouts import COMMAND_TIMEOUTS, DEFAULT_TIMEOUT  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- draw: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def session_states() -> str:
-    """The states of a QMP session and its moves, as a diagram."""
+def states(kind: type[Enum], moves: Mapping[Any, Collection[Any]]) -> str:
+    """The states of a session and its moves, as a diagram."""
     lines = ["```mermaid", "stateDiagram-v2"]
-    lines += [f"    {state.name}: {state.value}" for state in State]
-    lines += [f"    [*] --> {State.GREETING.name}"]
-    lines += [f"    {state.name} --> {to.name}" for state in State for to in State if to in MOVES[state]]
+    lines += [f"    {state.name}: {state.value}" for state in kind]
+    lines += [f"    [*] --> {next(iter(kind)).name}"]
+    lines += [f"    {state.name} --> {to.name}" for state in kind for to in kind if to in moves[state]]
     return "\n".join([*lines, "```"])
 
 
@@ -115,7 +117,8 @@ def documented(kind: type) -> tuple[str, dict[str, str]]:
 
 
 DRAWINGS: dict[str, Callable[[], str]] = {
-    "session-states": session_states,
+    "session-states": lambda: states(session.State, session.MOVES),
+    "agent-states": lambda: states(agent.State, agent.MOVES),
     "capabilities": lambda: settings(CAPABILITIES),
     "parameters": lambda: settings(PARAMETERS),
     "timeouts": timeouts,

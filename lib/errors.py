@@ -134,6 +134,9 @@ class AgentNotThere(AgentError):
 class AgentSlow(AgentError, MonitorTimeout):
     """The agent was there, and has not answered within the deadline. What became of the command is unknown.
 
+    If the agent has ended, its successor runs what it finds in the channel, however late. Closing the connection
+    drops what the guest has not read.
+
     :ivar busy_with: what the agent is at as far as we know: the command itself, or an earlier one whose end
         nobody waited for, in which case the command was not sent
     """
