@@ -14,11 +14,13 @@ from ..ops import (
     agent_channel,
     bitmaps,
     blockjobs,
+    cpu,
     disk,
     display,
     events,
     inventory,
     jobs,
+    memory,
     migration,
     migration_settings,
     nic,
@@ -29,7 +31,9 @@ from ..ops import (
     snapshots,
     throttle,
     unplug,
+    usb,
 )
+from ..ops import balloon as balloon_
 from ..ops import input as input_
 from ..ops.port import Port
 from ..qmp.schema import Schema
@@ -179,6 +183,23 @@ class Verbs:
     mouse_button = verb(input_.mouse_button)
     mouse_click = verb(input_.mouse_click)
     mouse_scroll = verb(input_.mouse_scroll)
+
+    query_hotpluggable_cpus = verb(cpu.query_hotpluggable_cpus)
+    hot_add_cpu = verb(cpu.hot_add_cpu)
+    hot_remove_cpu = verb(cpu.hot_remove_cpu)
+    list_memory_devices = verb(memory.list_memory_devices)
+    hot_add_dimm = verb(memory.hot_add_dimm)
+    hot_remove_dimm = verb(memory.hot_remove_dimm)
+    hot_add_virtio_mem = verb(memory.hot_add_virtio_mem)
+    resize_virtio_mem = verb(memory.resize_virtio_mem)
+    hot_remove_virtio_mem = verb(memory.hot_remove_virtio_mem)
+    query_usb_buses = verb(usb.query_usb_buses)
+    query_usb = verb(usb.query_usb)
+    hot_add_usb = verb(usb.hot_add_usb)
+    hot_remove_usb = verb(usb.hot_remove_usb)
+    query_balloon = verb(balloon_.query_balloon)
+    balloon = verb(balloon_.balloon)
+    balloon_stats = verb(balloon_.balloon_stats)
 
     agent_connected = verb(agent_channel.agent_connected)
     wait_agent = verb(agent_channel.wait_agent)

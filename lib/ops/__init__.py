@@ -8,6 +8,7 @@ time, socket or threading.
 - :mod:`.undo`       :class:`~.undo.Undo`: each step with its way back
 - :mod:`.power`      run state: stop, cont, powerdown, reset, quit
 - :mod:`.inventory`  what there is: PCI, block, CPUs, memory; :mod:`.qom`: QEMU's objects and their properties
+- :mod:`.cpu`  :mod:`.memory`  :mod:`.usb`  :mod:`.balloon`   what else comes and goes while the machine runs
 - :mod:`.display`    the screen's picture, VNC and SPICE; :mod:`.input`: keyboard and mouse
 - :mod:`.reaction`   what QEMU does when the guest ends, panics or hangs
 - :mod:`.slots`      free PCI slots and SCSI targets (pure); :mod:`.topology` asks QEMU for them

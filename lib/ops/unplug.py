@@ -35,7 +35,7 @@ def is_end_of(device: str, event: Event) -> bool:
     """Whether `event` says how the unplug of `device` ended.
 
     A virtio device sends a DEVICE_DELETED for its ``virtio-backend`` first, without
-    a ``device``: that one does not count.
+    a ``device``: that one does not count. A vCPU sends one for its ``lapic``, and no other.
     """
     if event.name == "ACPI_DEVICE_OST":
         info = event.data.get("info", {})
@@ -44,7 +44,8 @@ def is_end_of(device: str, event: Event) -> bool:
             and info.get("source") in _EJECT_SOURCES
             and info.get("status") not in _NOT_REFUSED
         )
-    return event.data.get("device") == device or event.data.get("path") == f"{PERIPHERAL}/{device}"
+    path = f"{PERIPHERAL}/{device}"
+    return event.data.get("device") == device or event.data.get("path") in (path, f"{path}/lapic")
 
 
 async def unplug(port: Port, device: str, *, timeout: float = UNPLUG_TIMEOUT) -> bool:
