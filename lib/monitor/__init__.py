@@ -3,6 +3,7 @@
 - :mod:`.address`     where a monitor is: one parser for all forms
 - :mod:`.wire`        :class:`~.wire.Wire`, a connected socket; :mod:`.tls`, one that is secured
 - :mod:`.socket`      :class:`~.socket.MonitorSocket`, a socket's life: dialled with a deadline
+- :mod:`.converse`    a short talk with one who is no monitor, such as an NBD server
 - :mod:`.listen`      a listening socket, for one caller at a time; :mod:`.listener`, for a QEMU that dials us
 - :mod:`.discovery`   what a QEMU build can do, asked once per build
 - :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces

@@ -1,5 +1,6 @@
 """What both faces of a QMP monitor share: what is known of QEMU, the port of its flows, its events."""
 
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Collection
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 from ..errors import ConnectionClosed, MonitorTimeout
 from ..ops.port import DEFAULT, Arguments, Port, Timeout
 from ..ops.slots import Reservations
+from ..qmp.conversation import Conversation
 from ..qmp.events import DEFAULT_LOG_SIZE, RECONNECTED, EventLog, Match
 from ..qmp.framing import DEFAULT_LIMIT
 from ..qmp.messages import Event
 from ..qmp.schema import Schema
 from ..qmp.session import Call, QmpSession
 from ..qmp.timeouts import DEFAULT_TIMEOUT, command_timeout
+from .address import parse_address
+from .converse import converse, socket_address
 from .discovery import knowledge_of
 from .life import Life, LinkPort, Reconnect
 from .link import Link
@@ -179,6 +183,14 @@ class FacePort(LinkPort[QmpSession], Port):
 
     def _limit(self, call: Call, timeout: Timeout) -> float | None:
         return command_timeout(call.command, self._face.timeout) if timeout is DEFAULT else timeout
+
+    async def converse(self, address: str, conversation: Conversation, timeout: float) -> bool:
+        pid = await converse(parse_address(address), conversation, timeout, self.now, self.ready)
+        # a socket that this process listened on before it gave it to QEMU still bears our own number
+        return pid not in (None, os.getpid()) and pid == self.link.wire.peer_pid()
+
+    def locate(self, address: str) -> dict[str, Any]:
+        return socket_address(parse_address(address))
 
     async def supported_commands(self) -> frozenset[str]:
         knowledge = self.link.knowledge

@@ -35,6 +35,7 @@ __all__ = [
     "Address",
     "describe",
     "open_wire",
+    "dial_any",
     "resolve",
     "tls_of",
     "left",
@@ -110,7 +111,7 @@ async def _connected(
     candidates = await resolve(place, left, ready, timeout)
     while True:
         try:
-            return await _dial_any(candidates, left, ready)
+            return await dial_any(candidates, left, ready)
         except OSError as error:
             if error.errno not in _NOT_YET:
                 raise ConnectError(str(place), _reason(place, error)) from error
@@ -137,7 +138,7 @@ def _reason(place: Endpoint, error: OSError) -> str:
     return reason
 
 
-async def _dial_any(candidates: list[Candidate], left: Callable[[], float | None], ready: Ready) -> socket.socket:
+async def dial_any(candidates: list[Candidate], left: Callable[[], float | None], ready: Ready) -> socket.socket:
     """Try one address after another, each with its share of the time: a silent one must not take it all.
 
     :raises OSError: none worked; one that may work later, if there is one

@@ -18,16 +18,19 @@ from ..ops import (
     disk,
     display,
     events,
+    exports,
     inventory,
     jobs,
     memory,
     migration,
     migration_settings,
+    nbd,
     nic,
     nodes,
     power,
     qom,
     reaction,
+    rescue,
     snapshots,
     throttle,
     unplug,
@@ -224,6 +227,10 @@ class Verbs:
     migrate_continue = verb(migration.migrate_continue)
     migrate_start_postcopy = verb(migration.migrate_start_postcopy)
     migrate_cancel = verb(migration.migrate_cancel)
+    migrate_pause = verb(rescue.migrate_pause)
+    migrate_recover = verb(rescue.migrate_recover)
+    query_yank = verb(rescue.query_yank)
+    yank = verb(rescue.yank)
 
     query_jobs = verb(jobs.query_jobs)
     query_job = verb(jobs.query_job)
@@ -260,9 +267,16 @@ class Verbs:
     bitmap_merge = verb(bitmaps.bitmap_merge)
     query_block_tree = verb(nodes.query_block_tree)
     blockdev_add = verb(nodes.blockdev_add)
+    blockdev_add_nbd = verb(nbd.blockdev_add_nbd)
+    check_nbd_server = verb(nbd.check_nbd_server)
     blockdev_reopen = verb(nodes.blockdev_reopen)
     blockdev_del = verb(nodes.blockdev_del)
     remove_chain = verb(nodes.remove_chain)
+    nbd_server_start = verb(exports.nbd_server_start)
+    nbd_server_stop = verb(exports.nbd_server_stop)
+    block_export_add = verb(exports.block_export_add)
+    block_export_del = verb(exports.block_export_del)
+    query_block_exports = verb(exports.query_block_exports)
     throttle_group_add = verb(throttle.throttle_group_add)
     throttle_group_set = verb(throttle.throttle_group_set)
     throttle_group_del = verb(throttle.throttle_group_del)

@@ -19,6 +19,8 @@ time, socket or threading.
 - :mod:`.jobs`       background jobs: progress, steering, the end; :mod:`.blockjobs` those that copy
 - :mod:`.snapshots`  of several disks at one moment; :mod:`.actions` what a transaction is made of (pure)
 - :mod:`.bitmaps`    dirty bitmaps; :mod:`.throttle` I/O limits; :mod:`.nodes` block nodes as a tree
+- :mod:`.nbd`        disks on an NBD server, which is asked before QEMU is; :mod:`.exports` QEMU as one
+- :mod:`.rescue`     out of band, for when QEMU's main loop hangs
 - :mod:`.fdset`      descriptors that go to QEMU
 - :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
 - :mod:`.agent_port` :class:`~.agent_port.AgentPort`: a guest's agent; :mod:`.agent` :mod:`.agent_exec`

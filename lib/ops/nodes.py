@@ -15,6 +15,7 @@ from msgspec import Struct
 from ..errors import ArgumentError, NotSupported
 from .bitmaps import Bitmap, bitmaps_of
 from .inventory import PERIPHERAL, query_block_nodes
+from .nbd import check_nbd_nodes
 from .port import Port
 
 _NODES: Final = ("query-named-block-nodes", {"flat": True})
@@ -207,11 +208,13 @@ async def blockdev_add(port: Port, options: Mapping[str, Any]) -> None:
     :param options: as QEMU has them, with ``driver`` and ``node-name``. A format that can have a backing file must
         say ``backing``, a node or None: left out, QEMU would open the file that the image names, and guess its format
     :raises ArgumentError: something is left to be guessed
+    :raises NbdError: it is on an NBD server that is of no use: QEMU would hang, or refuse, and was not told of it
     :raises CommandError: QEMU cannot open it
     """
     if "node-name" not in options:
         raise ArgumentError("options", dict(options), "with a node-name")
     _check_said(options)
+    await check_nbd_nodes(port, options)
     await port.execute("blockdev-add", options)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
+from ..qmp.conversation import Conversation
 from ..qmp.events import Match
 from ..qmp.messages import Event
 from ..qmp.schema import Schema
@@ -96,6 +97,24 @@ class Port(ABC):
     @abstractmethod
     async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
         """Run `flow` to its end, even when the caller is cancelled meanwhile."""
+
+    @abstractmethod
+    async def converse(self, address: str, conversation: Conversation, timeout: float) -> bool:
+        """Dial `address` once, which is no monitor, and let `conversation` come to its end.
+
+        :param timeout: seconds for all of it
+        :returns: whether it is this very QEMU that listens there, as far as can be told: over unix sockets
+        :raises ArgumentError: it is no address
+        :raises ConnectError: nobody listens there; :class:`~drover.errors.ConnectTimeout`: the call was not taken
+        :raises MonitorTimeout: the call was taken, and the peer is silent or slow
+        """
+
+    @abstractmethod
+    def locate(self, address: str) -> dict[str, Any]:
+        """`address` in QEMU's words: its type ``SocketAddress``.
+
+        :raises ArgumentError: it is no address
+        """
 
     @abstractmethod
     async def supported_commands(self) -> frozenset[str]:

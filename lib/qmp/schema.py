@@ -39,6 +39,11 @@ class Schema:
         """Whether `event` exists."""
         return self._get(event, "event") is not None
 
+    def allows_oob(self, command: str) -> bool:
+        """Whether `command` may run out of band, past all that waits and whatever the main loop does."""
+        entity = self._get(command, "command")
+        return entity is not None and bool(entity.get("allow-oob"))
+
     def has_argument(self, command: str, path: str) -> bool:
         """Whether `command` takes the argument at `path`, in any variant of its type."""
         return any(True for _ in self._walk(command, "command", path))

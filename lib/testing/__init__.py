@@ -2,7 +2,8 @@
 
 ::
 
-    model.py      a strict model of one QEMU: its devices; migration_model.py: its migration; block_model.py: its disks
+    model.py      a strict model of one QEMU: its devices; migration_model.py: its migration; block_model.py: its disks;
+                  nbd_model.py: its exports, and an NBD server of another
     scripted.py   a port on that model, to run flows step by step; recorded.py: schemas of real QEMUs to check arguments
     fake.py       a QMP server on a real socket that misbehaves on demand
 

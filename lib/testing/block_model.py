@@ -54,8 +54,10 @@ class BlockModel:
     def _do_blockdev_add(self, given: Arguments) -> Arguments:
         if given["node-name"] in self.nodes:
             raise self._refused(f"Duplicate nodes with node-name='{given['node-name']}'")
-        file = given["file"] if given["driver"] not in ("file", "host_device") else given
-        if isinstance(file, str):
+        file = given["file"] if given["driver"] not in ("file", "host_device", "nbd") else given
+        if given["driver"] == "nbd":
+            pass  # the server was asked before
+        elif isinstance(file, str):
             self._node(file)
         else:
             number = int(file["filename"].removeprefix(_FDSET))

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .block_model import BlockModel
 from .migration_model import MigrationModel
+from .nbd_model import ExportModel, NbdServerModel
 from .recorded import Checker, recorded_schema
 
 Arguments = dict[str, Any]
@@ -54,6 +55,8 @@ class QemuModel:
         self.migration = MigrationModel(self)
         self.block = BlockModel(self, Refused)
         self.nodes, self.sizes = self.block.nodes, self.block.sizes
+        self.exports = ExportModel(self, Refused)
+        self.nbd_servers: dict[str, NbdServerModel] = {}  # elsewhere, by address
         self.emit: Emit = lambda name, data: None
         self._checker = Checker(version)
 
@@ -70,6 +73,7 @@ class QemuModel:
             "netdevs": dict(self.netdevs),
             "nodes": dict(self.nodes),
             "jobs": set(self.block.jobs),
+            "exports": dict(self.exports.exports),
             "devices": dict(self.devices),
         }
 
@@ -83,7 +87,7 @@ class QemuModel:
         self._checker.check(command, arguments)
         given = dict(arguments or {})
         name = f"_do_{command.replace('-', '_')}"
-        places = (self, self.migration, self.block)
+        places = (self, self.migration, self.block, self.exports)
         handler = next((getattr(place, name) for place in places if hasattr(place, name)), None)
         if handler is None:
             raise AssertionError(f"the model does not know the command '{command}'")

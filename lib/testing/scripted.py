@@ -10,9 +10,12 @@ from collections.abc import Callable, Collection, Coroutine
 from enum import Enum
 from typing import Any, TypeVar
 
-from drover.errors import CommandError, ConnectionClosed, MonitorTimeout
+from drover.errors import CommandError, ConnectError, ConnectionClosed, MonitorTimeout
+from drover.monitor.address import parse_address
+from drover.monitor.converse import socket_address
 from drover.ops.port import DEFAULT, Arguments, Port, Timeout
 from drover.ops.slots import Reservations
+from drover.qmp.conversation import Conversation
 from drover.qmp.events import EventLog, Match
 from drover.qmp.messages import Event
 from drover.qmp.schema import Schema
@@ -123,6 +126,19 @@ class ScriptedPort(Port):
     async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
         return await flow
 
+    async def converse(self, address: str, conversation: Conversation, timeout: float) -> bool:
+        self._step("dial")
+        server = self.model.nbd_servers.get(address)
+        if server is None:
+            raise ConnectError(address, "Connection refused")
+        said = server.greeting()
+        while not conversation.done:
+            said = server.receive(conversation.receive(said))
+        return False
+
+    def locate(self, address: str) -> dict[str, Any]:
+        return socket_address(parse_address(address))
+
     async def supported_commands(self) -> frozenset[str]:
         return Schema(recorded_schema(self.model.version)).commands
 
@@ -157,7 +173,9 @@ class ScriptedPort(Port):
     def _fail_other(self, what: str) -> None:
         if what == "offload" and self._fault is Fault.REFUSED:
             raise PermissionError("scripted")
-        if what.startswith("event") and self._fault in (Fault.LOST, Fault.LATE):
+        if what == "dial" and self._fault is Fault.REFUSED:
+            raise ConnectError("scripted", "Connection refused")
+        if what.startswith(("event", "dial")) and self._fault in (Fault.LOST, Fault.LATE):
             self.clock += 1.0
             raise MonitorTimeout(what, 1.0)
         self.struck = False
