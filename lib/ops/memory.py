@@ -10,6 +10,7 @@ from .image import check_choice
 from .inventory import PERIPHERAL, query_memory_devices
 from .nic import check_id
 from .port import Port
+from .qom import qom_get, qom_list
 from .slots import pci_place
 from .topology import query_pci_buses
 from .undo import Revert, Undo
@@ -108,10 +109,9 @@ async def _add_backend(undo: Undo, backend: str, id: str, size: int, options: di
 
 async def _check_room(port: Port, id: str, size: int) -> None:
     """By the machine's own `memory` (QEMU 7.1 and later); before, QEMU's refusal has to do."""
-    try:
-        room = await port.execute("qom-get", {"path": "/machine", "property": "memory"})
-    except CommandError:
+    if "memory" not in {entry.name for entry in await qom_list(port, "/machine")}:
         return
+    room = await qom_get(port, "/machine", "memory")
     slots, most = room.get("slots", 0), room.get("max-size", 0)
     if not slots:
         raise NotSupported("memory hotplug in this machine", "-m SIZE,slots=N,maxmem=SIZE at its start")

@@ -3,7 +3,7 @@
 ::
 
     model.py      a strict model of one QEMU: its devices; migration_model.py: its migration; block_model.py: its disks;
-                  nbd_model.py: its exports, and an NBD server of another
+                  nbd_model.py: its exports, and an NBD server of another; memory_model.py: its vCPUs and memory
     scripted.py   a port on that model, to run flows step by step; recorded.py: schemas of real QEMUs to check arguments
     fake.py       a QMP server on a real socket that misbehaves on demand
 

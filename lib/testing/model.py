@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .block_model import BlockModel
+from .memory_model import CPU, MemoryModel
 from .migration_model import MigrationModel
 from .nbd_model import ExportModel, NbdServerModel
 from .recorded import Checker, recorded_schema
@@ -56,6 +57,7 @@ class QemuModel:
         self.block = BlockModel(self, Refused)
         self.nodes, self.sizes = self.block.nodes, self.block.sizes
         self.exports = ExportModel(self, Refused)
+        self.memory = MemoryModel(self, Refused)
         self.nbd_servers: dict[str, NbdServerModel] = {}  # elsewhere, by address
         self.emit: Emit = lambda name, data: None
         self._checker = Checker(version)
@@ -74,6 +76,7 @@ class QemuModel:
             "nodes": dict(self.nodes),
             "jobs": set(self.block.jobs),
             "exports": dict(self.exports.exports),
+            "objects": dict(self.memory.objects),
             "devices": dict(self.devices),
         }
 
@@ -87,7 +90,7 @@ class QemuModel:
         self._checker.check(command, arguments)
         given = dict(arguments or {})
         name = f"_do_{command.replace('-', '_')}"
-        places = (self, self.migration, self.block, self.exports)
+        places = (self, self.migration, self.block, self.exports, self.memory)
         handler = next((getattr(place, name) for place in places if hasattr(place, name)), None)
         if handler is None:
             raise AssertionError(f"the model does not know the command '{command}'")
@@ -188,9 +191,12 @@ class QemuModel:
     # -- devices ---------------------------------------------------------
 
     def _do_device_add(self, given: Arguments) -> Arguments:
-        name, bus = given["id"], given["bus"]
+        name, bus = given["id"], given.get("bus")
         if name in self.devices:
             raise Refused(f"Duplicate device ID '{name}'")
+        if self.memory.check_device(given):
+            self.devices[name] = given
+            return {}
         if bus == "pcie.0":
             raise Refused("Bus 'pcie.0' does not support hotplugging")
         if bus not in (self.root, "scsi0.0", *self.devices):
@@ -200,7 +206,7 @@ class QemuModel:
                 raise Refused(f"Property '{given['driver']}.{field}' can't find value '{given[field]}'")
         place = [bus, given.get("addr"), given.get("scsi-id")]
         for other, device in self.devices.items():
-            if [device["bus"], device.get("addr"), device.get("scsi-id")] == place:
+            if [device.get("bus"), device.get("addr"), device.get("scsi-id")] == place:
                 raise Refused(f"PCI: slot in use by {other}")
         self.devices[name] = given
         return {}
@@ -224,13 +230,19 @@ class QemuModel:
 
     def _gone(self, name: str) -> None:
         self.pending.discard(name)
-        del self.devices[name]
+        driver = self.devices.pop(name)["driver"]
         path = f"{PERIPHERAL}/{name}"
-        self.emit("DEVICE_DELETED", {"path": f"{path}/virtio-backend"})
+        if driver == CPU:
+            self.emit("DEVICE_DELETED", {"path": f"{path}/lapic"})
+            return
+        if "virtio" in driver:
+            self.emit("DEVICE_DELETED", {"path": f"{path}/virtio-backend"})
         self.emit("DEVICE_DELETED", {"device": name, "path": path})
 
     def _do_qom_list(self, given: Arguments) -> list[Arguments]:
         path = given["path"]
+        if path == "/machine":
+            return [{"name": "memory", "type": "MemorySizeConfiguration"}]
         if path == PERIPHERAL:
             found = [{"name": name, "type": f"child<{device['driver']}>"} for name, device in self.devices.items()]
             return [{"name": "type", "type": "string"}, *found]
@@ -242,6 +254,8 @@ class QemuModel:
         path, field = given["path"], given["property"]
         if path.startswith(f"{PERIPHERAL}/scsi0/virtio-backend/scsi0.0/child["):
             return self._on_scsi()[int(path.rpartition("[")[2][:-1])][field]
+        if (path, field) == ("/machine", "memory"):
+            return self.memory.machine_memory()
         device = self.devices.get(path.removeprefix(f"{PERIPHERAL}/"))
         if device is None:
             raise Refused(f"Device '{path}' not found", "DeviceNotFound")
@@ -252,7 +266,7 @@ class QemuModel:
         return device[field]
 
     def _on_scsi(self) -> list[Arguments]:
-        return [device for device in self.devices.values() if device["bus"] == "scsi0.0"]
+        return [device for device in self.devices.values() if device.get("bus") == "scsi0.0"]
 
     def _do_query_pci(self, _: Arguments) -> list[Arguments]:
         host = (0x8086, 0x29C0) if self.machine == "q35" else (0x8086, 0x1237)
@@ -261,7 +275,7 @@ class QemuModel:
     def _on_bus(self, bus: str) -> list[Arguments]:
         entries = []
         for name, device in self.devices.items():
-            if device["bus"] != bus:
+            if device.get("bus") != bus:
                 continue
             slot = int(device["addr"].split(".")[0], 16)
             if device["driver"] == "pcie-root-port":

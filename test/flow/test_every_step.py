@@ -13,7 +13,7 @@ import pytest
 
 from drover.errors import DroverError
 from drover.monitor.drive import drive
-from drover.ops import disk, migration, migration_settings, nic, power
+from drover.ops import cpu, disk, memory, migration, migration_settings, nic, power
 from drover.ops.port import Port
 from drover.testing.model import QemuModel
 from drover.testing.scripted import Fault, ScriptedPort
@@ -50,7 +50,22 @@ def add_scsi_disk(port: Port) -> Coroutine[Any, Any, object]:
     return disk.hot_add_disk(port, IMAGE, id="disk2", cache="writeback", driver="virtio-scsi")
 
 
+def add_dimm(port: Port) -> Coroutine[Any, Any, object]:
+    return memory.hot_add_dimm(port, id="dimm1", size=1 << 27)
+
+
+def add_virtio_mem(port: Port) -> Coroutine[Any, Any, object]:
+    return memory.hot_add_virtio_mem(port, id="vmem1", max_size=1 << 27)
+
+
+def add_cpu(port: Port) -> Coroutine[Any, Any, object]:
+    return cpu.hot_add_cpu(port, id="cpu1")
+
+
 CHANGES = {
+    "add a DIMM": Case(add_dimm),
+    "add virtio-mem": Case(add_virtio_mem),
+    "add a vCPU": Case(add_cpu),
     "add a NIC": Case(add_nic),
     "add a virtio-blk disk": Case(add_disk),
     "add a virtio-scsi disk": Case(add_scsi_disk),
@@ -58,6 +73,8 @@ CHANGES = {
     "wait for a machine over a descriptor": Case(lambda port: migration.migrate_incoming(port, fd=0)),
 }
 REMOVALS = {
+    "remove a DIMM": Case(lambda port: memory.hot_remove_dimm(port, "dimm1"), add_dimm),
+    "remove a vCPU": Case(lambda port: cpu.hot_remove_cpu(port, "cpu1"), add_cpu),
     "remove a NIC": Case(lambda port: nic.hot_remove_nic(port, "nic1"), add_nic),
     "remove a virtio-blk disk": Case(lambda port: disk.hot_remove_disk(port, "disk1"), add_disk),
     "remove a virtio-scsi disk": Case(lambda port: disk.hot_remove_disk(port, "disk2"), add_scsi_disk),
