@@ -7,7 +7,7 @@ look, which a stream of events needs.
 """
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -114,9 +114,36 @@ def encode_command(command: str, arguments: Any, number: int | UnsetType, oob: b
     else:
         wire.execute = command
     try:
-        return _encode(wire) + b"\n"
+        payload = _encode(wire) + b"\n"
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{command}.arguments", type(arguments).__name__, f"JSON values only: {error}") from error
+    check_size(command, payload)
+    return payload
+
+
+# QEMU's parser takes so many tokens (2 << 20), and so many bytes of them, in one message. Of what goes beyond, each
+# token that is left is an error of its own, and with `oob` negotiated more than eight of those make QEMU 7.2 and 10.0
+# abort, and take the machine along.
+MAX_TOKENS: Final = 2 << 20
+MAX_BYTES: Final = 64 << 20
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+
+def check_size(command: str, payload: bytes) -> None:
+    """Check that QEMU's parser will take a message.
+
+    :raises ArgumentError: it is too big; nothing may be sent of it
+    """
+    if len(payload) > MAX_BYTES:
+        raise ArgumentError(f"{command}.arguments", f"{len(payload)} bytes", f"QEMU takes {MAX_BYTES} at most")
+    if len(payload) <= MAX_TOKENS:
+        return
+    plain = _STRING.sub(b"0", payload)
+    brackets = sum(plain.count(sign) for sign in (b"{", b"}", b"[", b"]"))
+    # between two separators there is one value or name, or brackets
+    tokens = brackets + 2 * (plain.count(b",") + plain.count(b":")) + 1
+    if tokens > MAX_TOKENS:
+        raise ArgumentError(f"{command}.arguments", f"{tokens} values and signs", f"QEMU takes {MAX_TOKENS} at most")
 
 
 # A string, or a bracket outside of strings: all that counts for "is this message whole?".

@@ -89,11 +89,13 @@ class FaceSession(QmpSession):
 
         :raises ConnectionClosed: the session is over
         :raises TypeError: the message has no JSON
+        :raises ArgumentError: it is more than QEMU's parser takes
         """
         number = self.new_id()
         payload = json.dumps({**message, "id": number}, separators=(",", ":")).encode() + b"\n"
         oob = "exec-oob" in message
         command = message.get("exec-oob" if oob else "execute")
+        messages.check_size(str(command), payload)
         return self.queue(Call(str(command), number, payload, None, oob))
 
     def submit_rights(self, fd: int) -> None:

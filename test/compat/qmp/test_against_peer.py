@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from drover.errors import ArgumentError
+
 pytest.importorskip("qemu.qmp")
 
 Start = Callable[..., Path]
@@ -239,4 +241,18 @@ def test_what_qemu_cannot_parse_costs_one_command(start: Start) -> None:
         vm.settimeout(10.0)
         with pytest.raises(load("drover.compat.qmp").ExecuteError, match="JSON"):
             vm.cmd("query-status", x="\ud800")  # half a character
+        assert vm.cmd("query-status")["running"] is False
+
+
+@pytest.mark.live
+def test_qemu_takes_what_we_let_pass(start: Start) -> None:
+    """QEMU's parser takes 2,097,152 tokens; with more, and `oob`, it aborts."""
+    legacy = load("drover.compat.qmp", ".legacy")
+    with legacy.QEMUMonitorProtocol(str(start())) as vm:
+        vm.connect()
+        vm.settimeout(60.0)
+        with pytest.raises(load("drover.compat.qmp").ExecuteError, match="Parameter 'x' is unexpected"):
+            vm.cmd("query-status", x=[0] * 1_048_500)
+        with pytest.raises(ArgumentError, match="QEMU takes"):
+            vm.cmd("query-status", x=[0] * 1_048_600)
         assert vm.cmd("query-status")["running"] is False

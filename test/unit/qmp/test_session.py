@@ -271,6 +271,16 @@ def test_arguments_that_are_no_json_are_refused_before_anything_is_sent() -> Non
     assert not session.outbox
 
 
+@pytest.mark.parametrize("big", [[0] * 1_100_000, ["a,b"] * 1_100_000, {"a": "x" * (64 << 20)}])
+def test_what_would_make_qemu_abort_is_not_sent(big: Any) -> None:
+    """Beyond the limits of its parser QEMU answers each token with an error, and runs into an assertion."""
+    session = ready()
+    with pytest.raises(ArgumentError, match="QEMU takes"):
+        session.submit("query-status", {"x": big})
+    assert not session.outbox
+    assert session.submit("x", {"data": "a,:[" * 1_000_000}).error is None
+
+
 def test_secrets_do_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
     session = ready()
     with caplog.at_level("DEBUG"):
