@@ -245,6 +245,7 @@ def test_what_qemu_cannot_parse_costs_one_command(start: Start) -> None:
 
 
 @pytest.mark.live
+@pytest.mark.slow  # QEMU takes ten seconds to read it
 def test_qemu_takes_what_we_let_pass(start: Start) -> None:
     """QEMU's parser takes 2,097,152 tokens; with more, and `oob`, it aborts."""
     legacy = load("drover.compat.qmp", ".legacy")
