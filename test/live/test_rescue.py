@@ -1,12 +1,15 @@
-"""A QEMU whose main loop really hangs: in `stop`, on a guest's request that a stopped NBD server never answers."""
+"""A QEMU whose main loop hangs, in `stop`, on a request that a stopped NBD server never answers; a broken postcopy."""
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import pytest
@@ -104,3 +107,51 @@ def test_without_out_of_band_they_wait_as_the_others_do(hung: Hung, tmp_path: Pa
         schema = vm.query_schema()
         may = {name for name in schema.commands if schema.allows_oob(name)}
         assert may == {"query-yank", "yank", "migrate-pause", "migrate-recover"}
+
+
+# -- a postcopy whose network has died --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "face"), [("7.2", "blocking"), ("10.0", "asyncio")])
+def test_a_postcopy_is_broken_off_and_recovered(version: str, face: str, tmp_path: Path) -> None:
+    size = 64 << 20  # as the machine is given
+    with ExitStack() as stack:
+        labs = []
+        memories = []
+        for name, extra in (("s", []), ("t", ["-incoming", "defer"])):
+            memory = stack.enter_context(NamedTemporaryFile(dir="/dev/shm", prefix="drover-test-"))
+            # noise, which cannot be sent as "a page of zeroes": there is something left to send when it breaks
+            memory.write(os.urandom(size) if name == "s" else bytes(size))
+            memory.flush()
+            backend = f"memory-backend-file,id=m,size={size},mem-path={memory.name},share=on"
+            (tmp_path / name).mkdir()
+            qemu = lab(version, face, tmp_path / name, "-object", backend, *extra, machine="pc,memory-backend=m")
+            labs.append(stack.enter_context(qemu))
+            memories.append(Path(memory.name))
+        source, target = (each.vm for each in labs)
+        for vm in (source, target):
+            vm.set_migration_capabilities({"postcopy-ram": True, "return-path": True, "events": True})
+        source.set_migration_parameters({"max-bandwidth": 1 << 20, "max-postcopy-bandwidth": 1 << 20})
+        target.migrate_incoming(f"unix:{tmp_path}/m1")
+        source.cont()
+        source.migrate(f"unix:{tmp_path}/m1")
+        source.migrate_start_postcopy()
+        for vm in (source, target):
+            reaches(vm, "postcopy-active")
+        deadline = time.monotonic() + PATIENCE
+        while target.query_status().status == "inmigrate":  # a break before this loses the machine
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        source.migrate_pause()
+        for vm in (source, target):
+            reaches(vm, "postcopy-paused")
+        target.migrate_recover(f"unix:{tmp_path}/m2")
+        source.execute("migrate", {"uri": f"unix:{tmp_path}/m2", "resume": True})
+        source.set_migration_parameters({"max-postcopy-bandwidth": 0})
+        assert source.wait_migration(timeout=PATIENCE).status == "completed"
+        assert target.wait_incoming(timeout=PATIENCE).status == "paused"
+        assert memories[0].read_bytes() == memories[1].read_bytes()
+
+
+def reaches(vm: Any, status: str) -> None:
+    vm.wait_event("MIGRATION", since=0, match=lambda event: event.typed.status == status, timeout=PATIENCE)
