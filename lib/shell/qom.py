@@ -1,15 +1,13 @@
 """`drover qom`: look at the objects of a machine (QOM), and set their properties."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import click
-from msgspec import Struct
 
-from drover.errors import ArgumentError, CommandError, DroverError
+from drover.errors import ArgumentError, DroverError
 from drover.monitor.aio import AsyncQmpConnection
-from drover.qmp.redact import HIDDEN
 from drover.qmp.timeouts import DEFAULT_TIMEOUT
 
 from .check import as_type, plain
@@ -22,83 +20,7 @@ from .view import as_json, harmless
 F = TypeVar("F", bound=Callable[..., Any])
 Action = Callable[[AsyncQmpConnection], Coroutine[Any, Any, None]]
 
-_CHILD: Final = "child<"
-_LINK: Final = "link<"
-# Properties asked for at once; the connection itself sends eight of them on.
-_ABREAST: Final = 64
 _INTEGERS: Final = ("int", "uint", "size", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-
-class Property(Struct, frozen=True):
-    """A property as ``qom-list`` tells it."""
-
-    name: str
-    type: str
-
-    @property
-    def is_child(self) -> bool:
-        """Whether it is an object of its own, below this one."""
-        return self.type.startswith(_CHILD)
-
-    @property
-    def inner(self) -> str:
-        """The type of the object that it is, or leads to."""
-        return self.type.partition("<")[2].removesuffix(">")
-
-
-async def properties(vm: AsyncQmpConnection, path: str) -> list[Property]:
-    """What there is at `path`, objects last, each kind by its names."""
-    found = [Property(entry["name"], entry["type"]) for entry in await vm.execute("qom-list", {"path": path})]
-    return sorted(found, key=lambda entry: (entry.is_child, entry.name))
-
-
-async def value_of(vm: AsyncQmpConnection, path: str, name: str) -> Any:
-    """The value of a property, or the `CommandError` that tells why there is none."""
-    try:
-        return await vm.execute("qom-get", {"path": path, "property": name})
-    except CommandError as error:
-        return error
-
-
-class Node(Struct, frozen=True):
-    """An object of the tree.
-
-    :ivar values: of its properties that are no objects, or the errors in their places
-    """
-
-    path: str
-    type: str
-    properties: list[Property]
-    values: dict[str, Any]
-
-
-async def walk(vm: AsyncQmpConnection, path: str, depth: int | None, brief: bool) -> AsyncIterator[Node]:
-    """The objects from `path` down, parents before their children.
-
-    :param depth: levels below `path`; None is all
-    :param brief: leave out the values
-    """
-    waiting = [(path, "", 0)]
-    while waiting:
-        here, kind, level = waiting.pop()
-        try:
-            found = await properties(vm, here)
-        except CommandError:
-            if level == 0:
-                raise
-            continue  # it was unplugged meanwhile
-        plain_ones = [] if brief else [entry for entry in found if not entry.is_child]
-        values: dict[str, Any] = {}
-        for start in range(0, len(plain_ones), _ABREAST):
-            part = plain_ones[start : start + _ABREAST]
-            results = await asyncio.gather(*(value_of(vm, here, entry.name) for entry in part))
-            values |= {entry.name: value for entry, value in zip(part, results, strict=True)}
-        if str(kind or values.get("type")).startswith("secret") and "data" in values:
-            values["data"] = HIDDEN
-        yield Node(here, kind, found, values)
-        if depth is None or level < depth:
-            below = [entry for entry in found if entry.is_child]
-            waiting += [(f"{here.rstrip('/')}/{entry.name}", entry.inner, level + 1) for entry in reversed(below)]
 
 
 def split_property(text: str) -> tuple[str, str]:
@@ -181,8 +103,6 @@ def _run(socket: str | None, timeout: float, action: Action) -> None:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, CommandError):
-        return f"<{value.desc}>"
     return value if isinstance(value, str) else as_json(value)
 
 
@@ -197,12 +117,12 @@ def list_command(path: str, socket: str | None, timeout: float, json: bool) -> N
     """List what is at PATH: objects end in /, links in @."""
 
     async def action(vm: AsyncQmpConnection) -> None:
-        found = await properties(vm, path)
+        found = sorted(await vm.qom_list(path), key=lambda entry: (entry.is_child, entry.name))
         if json:
             _echo(as_json([{"name": entry.name, "type": entry.type} for entry in found]))
             return
         for entry in found:
-            mark = "/" if entry.is_child else "@" if entry.type.startswith(_LINK) else ""
+            mark = "/" if entry.is_child else "@" if entry.is_link else ""
             _echo(f"{entry.name}{mark} ({entry.inner if mark else entry.type})")
 
     _run(socket, timeout, action)
@@ -216,7 +136,7 @@ def get_command(property: str, socket: str | None, timeout: float, json: bool) -
 
     async def action(vm: AsyncQmpConnection) -> None:
         path, name = split_property(property)
-        value = await vm.execute("qom-get", {"path": path, "property": name})
+        value = await vm.qom_get(path, name)
         _echo(as_json(value) if json else _text(value))
 
     _run(socket, timeout, action)
@@ -231,11 +151,10 @@ def set_command(property: str, value: str, socket: str | None, timeout: float, j
 
     async def action(vm: AsyncQmpConnection) -> None:
         path, name = split_property(property)
-        kinds = {entry.name: entry.type for entry in await properties(vm, path)}
-        new = typed(value, kinds.get(name, ""))
-        result = await vm.execute("qom-set", {"path": path, "property": name, "value": new})
+        kinds = {entry.name: entry.type for entry in await vm.qom_list(path)}
+        await vm.qom_set(path, name, typed(value, kinds.get(name, "")))
         if json:
-            _echo(as_json(result))
+            _echo("{}")
 
     _run(socket, timeout, action)
 
@@ -249,14 +168,15 @@ def tree_command(path: str, depth: int | None, brief: bool, socket: str | None, 
     """Print the objects from PATH down, and their properties. With --json, one object a line."""
 
     async def action(vm: AsyncQmpConnection) -> None:
-        async for node in walk(vm, path, depth, brief):
+        tree = await vm.qom_tree(path, depth=depth, values=not brief)
+        for node in tree.walk():
+            values = dict.fromkeys(node.unreadable) | dict(node.values)
             if json:
-                values = {name: None if isinstance(v, CommandError) else v for name, v in node.values.items()}
-                _echo(as_json({"path": node.path, "type": node.type, "properties": values}))
+                _echo(as_json({"path": node.path, "type": node.type, "properties": dict(sorted(values.items()))}))
                 continue
             _echo(f"{node.path} ({node.type})" if node.type else node.path)
-            kinds = {entry.name: entry.type for entry in node.properties}
-            for name, value in node.values.items():
-                _echo(f"  {name}: {_text(value)} ({kinds[name]})")
+            for name in sorted(values):
+                text = f"<{node.unreadable[name]}>" if name in node.unreadable else _text(node.values[name])
+                _echo(f"  {name}: {text} ({node.properties[name].type})")
 
     _run(socket, timeout, action)
