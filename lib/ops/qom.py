@@ -168,6 +168,9 @@ async def find_objects(port: Port, types: Iterable[str], path: str = "/machine")
 async def qom_list_types(port: Port, implements: str | None = None, *, abstract: bool = False) -> list[TypeInfo]:
     """Return the types that this QEMU has (``qom-list-types``).
 
+    Not for machines that must live: QEMU loads all its modules for it, and aborts where they are of another build,
+    as after an upgrade of its package (tried on 7.2 and 10.0).
+
     :param implements: only those that are of this type or interface, such as ``device``
     :param abstract: those too of which no object can be made
     """
