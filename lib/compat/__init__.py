@@ -6,4 +6,5 @@ a socket again: they stand on :mod:`drover.monitor` and below, and nobody import
 
 - :mod:`.qmp`     for ``qemu.qmp`` and ``qemu.qmp.legacy`` (``doc/switch-from-qemu-qmp.md``)
 - :mod:`.ganeti`  for Ganeti's KVM monitor module
+- :mod:`.autotest`  for avocado-vt's ``virttest.qemu_monitor`` (``doc/switch-from-avocado-vt.md``)
 """

@@ -1,0 +1,61 @@
+"""A QEMU with two QMP and two human monitors: one pair for the peer, one for us."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drover.testing.machine import qemu_binaries
+
+BARE = ["-machine", "pc", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-device", "virtio-balloon"]
+
+
+class Machine:
+    """What both sides are given as their machine, and where its monitors are.
+
+    :ivar path: of the directory of its sockets
+    """
+
+    name = "vm1"
+    instance = "i1"
+    qemu_version = "x"
+
+    def __init__(self, path: Path, binary: Path) -> None:
+        self.path = path
+        self.qemu_binary = str(binary)
+
+    def check_capability(self, flag: Any) -> bool:
+        return False
+
+    def get_pid(self) -> int | None:
+        return None
+
+    def params(self, kind: str, side: str) -> dict[str, str]:
+        return {"monitor_type": kind, "monitor_filename": str(self.path / f"{kind}-{side}")}
+
+
+@pytest.fixture(params=["7.2", "10.0"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    binary = qemu_binaries().get(request.param)
+    if binary is None:
+        pytest.fail(f"no QEMU {request.param} here: run ./bootstrap")
+    monitors = []
+    for side in ("theirs", "mine"):
+        monitors += ["-qmp", f"unix:{tmp_path}/qmp-{side},server=on,wait=off"]
+        monitors += ["-monitor", f"unix:{tmp_path}/human-{side},server=on,wait=off"]
+    image = tmp_path / "disk.raw"
+    image.write_bytes(b"\0" * 1048576)
+    drive = ["-drive", f"if=none,id=drive0,file={image},format=raw", "-drive", "if=none,id=empty"]
+    with subprocess.Popen([str(binary), *BARE, *drive, "-device", "ide-cd,drive=empty", *monitors]) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while len(list(tmp_path.glob("*-*"))) < 4:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield Machine(tmp_path, binary)
+        finally:
+            process.kill()
