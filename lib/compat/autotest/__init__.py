@@ -1,5 +1,6 @@
 """The names of avocado-vt's ``virttest.qemu_monitor``, over Drover (``doc/switch-from-avocado-vt.md``).
 
+- :mod:`.kvm_monitor`  the monitors of autotest (2010 to 2012), which came before
 - :mod:`.monitor`      what both monitors share; :mod:`.human` and :mod:`.qmp` are the two
 - :mod:`.errors`, :mod:`.parse`, :mod:`.places`  errors, HMP's texts as data, where files are
 """
