@@ -38,6 +38,26 @@ def _bitmaps(nodes: Any) -> list[str]:
     return [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ()) if bitmap.get("name")]
 
 
+# Models that machines are commonly given. QEMU itself is not asked for all that it has: for that it loads all of its
+# modules, and where these were upgraded under a running QEMU, it aborts over them and takes the guest along.
+_DRIVERS: Final = frozenset((
+    "AC97", "ahci", "e1000", "e1000e", "i6300esb", "ich9-usb-ehci1", "ide-cd", "ide-hd", "igb", "intel-hda",
+    "ivshmem-plain", "megasas", "nec-usb-xhci", "nvme", "nvme-ns", "pc-dimm", "pci-bridge", "pcie-pci-bridge",
+    "pcie-root-port", "pvpanic-pci", "qemu-xhci", "qxl", "rtl8139", "scsi-block", "scsi-cd", "scsi-generic",
+    "scsi-hd", "secondary-vga", "tpm-crb", "tpm-tis", "usb-host", "usb-hub", "usb-kbd", "usb-mouse", "usb-net",
+    "usb-storage", "usb-tablet", "VGA", "vfio-pci", "vhost-user-blk-pci", "vhost-user-fs-pci", "vhost-vsock-pci",
+    "virtio-balloon-pci", "virtio-blk-pci", "virtio-gpu-pci", "virtio-iommu-pci", "virtio-keyboard-pci",
+    "virtio-mem-pci", "virtio-net-pci", "virtio-rng-pci", "virtio-scsi-pci", "virtio-serial-pci",
+    "virtio-tablet-pci", "virtio-vga", "virtserialport", "vmxnet3", "x3130-upstream", "xio3130-downstream",
+))  # fmt: skip
+
+
+def _drivers(entries: Any) -> list[str]:
+    """The common ones, and those that the machine has already."""
+    there = {entry["type"].removeprefix("child<").removesuffix(">") for entry in entries}
+    return sorted(_DRIVERS | {name for name in there if "<" not in name and name not in ("container", "string")})
+
+
 # How each kind is asked for: the command, its arguments, and the names in the answer.
 KINDS: Final[Mapping[str, tuple[str, dict[str, Any], Callable[[Any], list[str]]]]] = {
     "device": ("qom-list", {"path": "/machine/peripheral"}, _children),
@@ -50,8 +70,8 @@ KINDS: Final[Mapping[str, tuple[str, dict[str, Any], Callable[[Any], list[str]]]
     "chardev": ("query-chardev", {}, _names("label")),
     "netdev": ("human-monitor-command", {"command-line": "info network"}, _NETWORK.findall),
     "bus": ("human-monitor-command", {"command-line": "info qtree"}, _BUS.findall),
-    "device type": ("qom-list-types", {"implements": "device", "abstract": False}, _names("name")),
-    "type": ("qom-list-types", {}, _names("name")),
+    "device type": ("qom-list", {"path": "/machine/peripheral"}, _drivers),
+    "type": ("qom-list", {"path": "/machine/peripheral"}, _drivers),
 }
 
 

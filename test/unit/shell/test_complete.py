@@ -25,7 +25,6 @@ MACHINE: dict[str, Any] = {
     "query-jobs": [{"id": "job0"}],
     "query-chardev": [{"label": "serial0"}],
     "query-block-exports": [{"id": "export0"}],
-    "qom-list-types": [{"name": "e1000"}, {"name": "e1000e"}, {"name": "virtio-net-pci"}],
     "device-list-properties": [
         *({"name": name, "type": "str"} for name in ("mac", "bus")),
         {"name": "x", "type": "child<y>"},
