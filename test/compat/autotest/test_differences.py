@@ -28,9 +28,9 @@ def serve(server: socket.socket, may_answer: threading.Event) -> None:
         for part in (GREETING[:20], GREETING[20:60], GREETING[60:]):
             sock.sendall(part)
             time.sleep(0.02)
-        for value in (b"{}", b'[{"name": "quit"}]', b"{}"):
+        for position, value in enumerate((b"{}", b'[{"name": "quit"}]', b"{}")):
             number = lines.readline().rpartition(b'"id":')[2].strip(b" }\n")
-            if value == b"{}" and number != b"1":
+            if position == 2:
                 may_answer.wait(30)
             sock.sendall(b'{"return": ' + value[:1])
             time.sleep(0.02)
