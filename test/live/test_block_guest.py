@@ -51,7 +51,7 @@ def test_a_disk_moves_under_a_guest_that_writes(booted: Machine, face: Face, tmp
             "sleep 0.2; touch /tmp/enough; while [ ! -s /tmp/written ]; do sleep 0.05; done;"
             "echo 3 > /proc/sys/vm/drop_caches; cat /tmp/written; sha256sum /dev/vda"
         ).split()
-        assert int(seen[0]) > 10  # it did write meanwhile
+        assert int(seen[0]) > 2  # it did write meanwhile
         vm.hot_remove_disk("disk1")
         guest.wait_for_disk("vda", present=False)
         assert hashlib.sha256(paths["moved.raw"].read_bytes()).hexdigest() == seen[1]
