@@ -162,8 +162,9 @@ class App:
                 if not shown and self._pace.hidden == 1:
                     loop.call_later(QUIET, self._tell_hidden)
         except DroverError as error:
-            self._told = True
-            self._view.note(f"{error}. The next line connects again.")
+            if not self._talker.reconnecting:
+                self._told = True
+                self._view.note(f"{error}. The next line connects again.")
         self._reading = None
 
     def _tell_hidden(self) -> None:

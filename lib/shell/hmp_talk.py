@@ -103,6 +103,7 @@ class HmpTalker(Talker):
 
     async def _learn(self) -> None:
         """Ask what there is to type; who cannot be told that can still type it."""
+        self._commands, self._infos = [], []
         try:
             for name, arguments, what in _COMMAND.findall(await self._monitor.help()):
                 self._commands += [(word, f"{arguments}: {what}" if arguments else what) for word in name.split("|")]
@@ -111,7 +112,6 @@ class HmpTalker(Talker):
             pass
 
     async def close(self) -> None:
-        self._commands.clear()
         await self._qmp.close()
         await self._text.close()
 

@@ -65,6 +65,7 @@ class Talker(ABC):
     :ivar own: the shell's own commands, and what each does
     :ivar alive: raises a `ConnectError` if it is known that nobody can answer
     :ivar revive: connects anew, where a lost connection is not the end
+    :ivar reconnecting: the connection ends because that was asked for
     """
 
     own: Mapping[str, str] = OWN
@@ -73,6 +74,7 @@ class Talker(ABC):
         self.view = view
         self.alive: Callable[[], None] = lambda: None
         self.revive: Callable[[], Awaitable[None]] | None = None
+        self.reconnecting = False
 
     @property
     @abstractmethod
@@ -134,8 +136,12 @@ class Talker(ABC):
         elif line.name == "quit":
             raise Leave
         elif line.name == "reconnect":
-            await self.close()
-            self.view.note(await self.join())
+            self.reconnecting = True
+            try:
+                await self.close()
+                self.view.note(await self.join())
+            finally:
+                self.reconnecting = False
         else:
             switched = not getattr(self.view, line.name)
             setattr(self.view, line.name, switched)

@@ -364,11 +364,15 @@ def test_thawed_when_the_block_fails(agent: Face) -> None:
 
 def test_thawed_when_the_freeze_is_given_up(agent: Face) -> None:
     """Its reply did not come in time, so whether it happened is not known."""
-    for _ in range(3):
-        with pytest.raises(AgentSlow, match="guest-fsfreeze-freeze"):
+    late = 0
+    for _ in range(5):
+        try:
             with agent.frozen(timeout=0):
-                pytest.fail("frozen")
+                pass
+        except AgentSlow as error:
+            late += error.what == "guest-fsfreeze-freeze"
         assert_thawed(agent)
+    assert late
 
 
 def test_thawed_by_the_deadline(agent: Face) -> None:
@@ -486,10 +490,14 @@ def test_on_the_host(tmp_path: Path) -> None:
 
 
 def test_a_late_reply_answers_nothing(agent: Face) -> None:
+    late = 0
     for _ in range(20):
-        with pytest.raises(AgentSlow):
+        try:
             agent("execute", "guest-get-vcpus", timeout=0)
+        except AgentSlow:
+            late += 1  # nearly always: the host would have to pause us for as long as the guest takes
         assert agent("hostname") == "(none)"
+    assert late
 
 
 def test_stopped_and_not_there(agent: Face) -> None:
@@ -547,7 +555,7 @@ def test_half_a_reply(agent: Face) -> None:
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(AgentSlow):
-        agent("execute", "guest-file-read", {"handle": handle, "count": 8 << 20}, timeout=4)
+        agent("execute", "guest-file-read", {"handle": handle, "count": 40 << 20}, timeout=8)
     killer.join()
     agent("sync", timeout=60)
     assert agent("hostname") == "(none)"

@@ -168,7 +168,8 @@ def test_qemu_dies_and_another_one_comes(shell: Terminal, qemu: Bare) -> None:
         vm.stop()
     shell.see("RESUME", "STOP")
     shell.enter("/reconnect")
-    shell.see("Connected to QEMU", times=3)
+    screen = shell.see("Connected to QEMU", times=3)
+    assert screen.count("connection closed") == 1
 
 
 def test_history(qemu: Bare, tmp_path: Path) -> None:
