@@ -16,7 +16,7 @@ from ..ops.agent_freeze import FREEZE_DEADLINE, THAW_PATIENCE, Freeze
 from ..ops.agent_port import SYNC_TIMEOUT, AgentPort, agent_timeout
 from ..ops.port import DEFAULT, Arguments, Timeout
 from ..qmp.agent import SYNC, SYNC_IDS, AgentSession
-from ..qmp.session import Call
+from ..qmp.life import Call
 from .aio import AsyncLife, AsyncWaits
 from .connection import BlockingLife, BlockingWaits
 from .drive import drive

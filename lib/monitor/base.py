@@ -13,9 +13,10 @@ from ..ops.slots import Reservations
 from ..qmp.conversation import Conversation
 from ..qmp.events import DEFAULT_LOG_SIZE, RECONNECTED, EventLog, Match
 from ..qmp.framing import DEFAULT_LIMIT
+from ..qmp.life import Call
 from ..qmp.messages import Event
 from ..qmp.schema import Schema
-from ..qmp.session import Call, QmpSession
+from ..qmp.session import QmpSession
 from ..qmp.timeouts import DEFAULT_TIMEOUT, command_timeout
 from .address import parse_address
 from .converse import converse, socket_address

@@ -9,7 +9,7 @@ from ..ops import human
 from ..ops.human import HumanPort, QmpHumanPort, line_timeout
 from ..ops.port import DEFAULT, Port, Timeout
 from ..qmp.hmp import HmpSession
-from ..qmp.session import Call
+from ..qmp.life import Call
 from .aio import AsyncLife, AsyncQmpConnection, AsyncWaits
 from .connection import BlockingLife, BlockingWaits, QmpConnection
 from .life import Life, LinkPort

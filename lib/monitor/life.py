@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, ConnectError, ConnectionClosed, ConnectTimeout, MonitorTimeout
 from ..qmp.framing import DEFAULT_LIMIT
-from ..qmp.session import Call
+from ..qmp.life import Call
 from ..qmp.timeouts import DEFAULT_TIMEOUT
 from .address import endpoint_of
 from .link import Link, S

@@ -9,7 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from ..errors import ArgumentError, ConnectionClosed, MonitorError
 from ..ops.port import Arguments
 from ..qmp.events import EventStream, EventWatch, Match, Waitable
-from ..qmp.session import Call, QmpSession
+from ..qmp.life import Call
+from ..qmp.session import QmpSession
 from .discovery import Knowledge
 from .socket import Wire
 

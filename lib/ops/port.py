@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 
 from ..qmp.conversation import Conversation
 from ..qmp.events import Match
+from ..qmp.life import Call
 from ..qmp.messages import Event
 from ..qmp.schema import Schema
-from ..qmp.session import Call
 from .slots import Reservations
 
 T = TypeVar("T")

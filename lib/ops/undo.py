@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from ..errors import CommandError, DroverError, HotplugError
-from ..qmp.session import Call
+from ..qmp.life import Call
 from .port import DEFAULT, Arguments, Port, Timeout
 
 log = logging.getLogger("drover.ops")

@@ -4,6 +4,7 @@
 - :mod:`.messages`  lines to :class:`~.messages.Message` and back; :class:`~.messages.Event`
 - :mod:`.events`    the numbered, bounded event log; watches and streams on it
 - :mod:`.event_types`   each event's data as a type: :attr:`Event.typed <drover.qmp.messages.Event.typed>`
+- :mod:`.life`      :class:`~.life.Call`, and what all sessions share: moves by a table, and an end
 - :mod:`.session`   :class:`~.session.QmpSession`: states, ids, what is in flight
 - :mod:`.hmp`       :class:`~.hmp.HmpSession`: the human monitor's text, its prompts and its refusals
 - :mod:`.agent`     :class:`~.agent.AgentSession`: the guest agent's channel, and how to be in step on it

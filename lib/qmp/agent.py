@@ -23,12 +23,12 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ..errors import ConnectionClosed, MonitorError, ProtocolError
-from .events import Waitable
+from ..errors import ProtocolError
 from .framing import DEFAULT_LIMIT, excerpt, too_long
+from .life import Call, SessionLife
 from .messages import ErrorBody, encode_command
 from .redact import redact
-from .session import Call, command_error
+from .session import command_error
 
 log = logging.getLogger("drover.qga")
 
@@ -70,7 +70,7 @@ class _Reply(Struct, gc=False, rename={"value": "return"}):
 _decode = msgspec.json.Decoder(_Reply).decode
 
 
-class AgentSession:
+class AgentSession(SessionLife[State]):
     """The client's side of one connection to a guest agent.
 
     What was read comes in by :meth:`receive`, what is to be sent lies in :attr:`outbox`, and
@@ -83,13 +83,12 @@ class AgentSession:
         next sync is answered, it may be what the agent is at
     """
 
+    _kind, _moves, _closed = "agent", MOVES, State.CLOSED
+
     def __init__(self, next_id: Callable[[], int], limit: int = DEFAULT_LIMIT) -> None:
-        self.state = State.UNSYNCED
-        self.fault: MonitorError | None = None
+        super().__init__(State.UNSYNCED)
         self.stray = 0
         self.busy_with = ""
-        self.ended = Waitable()
-        self.outbox: deque[tuple[bytes, Call]] = deque()
         self._next_id = next_id
         self._limit = limit
         self._sync_id = -1
@@ -159,13 +158,6 @@ class AgentSession:
                 self._send_next()
         elif call in self._waiting:
             self._waiting.remove(call)
-
-    def sent(self, count: int) -> None:
-        """The first `count` bytes of the outbox's first item have left."""
-        data, call = self.outbox.popleft()
-        call.sent = True
-        if count < len(data):
-            self.outbox.appendleft((data[count:], call))
 
     def _send_next(self) -> None:
         while self._waiting and self._waiting[0].command == SYNC:
@@ -309,27 +301,7 @@ class AgentSession:
 
     # -- the end ---------------------------------------------------------
 
-    def close(self, reason: MonitorError) -> None:
-        """The connection ended: every call gets to know. Only the first reason counts."""
-        if self.fault is not None:
-            return
-        if isinstance(reason, ConnectionClosed):
-            reason = ConnectionClosed(reason.reason, self.in_flight)
-        self.fault = reason
-        self._move(State.CLOSED)
+    def _let_go(self) -> list[Call]:
         calls = [*self._waiting, *([] if self._current is None else [self._current])]
-        self._current, self._waiting, self.outbox, self._input = None, deque(), deque(), bytearray()
-        for call in calls:
-            call.fail(reason)
-        self.ended.finish()
-
-    def closed(self) -> ConnectionClosed:
-        """The error for whoever comes after the end of the session."""
-        error = ConnectionClosed(self.fault.reason if isinstance(self.fault, ConnectionClosed) else str(self.fault))
-        error.__cause__ = self.fault
-        return error
-
-    def _move(self, to: State) -> None:
-        if to not in MOVES[self.state]:
-            raise RuntimeError(f"agent session cannot go from '{self.state.value}' to '{to.value}'")
-        self.state = to
+        self._current, self._waiting, self._input = None, deque(), bytearray()
+        return calls

@@ -17,11 +17,10 @@ from collections import deque
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import ArgumentError, CommandError, CommandNotSupported, ConnectionClosed, MonitorError, ProtocolError
-from .events import Waitable
+from ..errors import ArgumentError, CommandError, CommandNotSupported, ProtocolError
 from .framing import DEFAULT_LIMIT, excerpt, too_long
+from .life import Call, SessionLife
 from .redact import HIDDEN, redact
-from .session import Call
 
 log = logging.getLogger("drover.hmp")
 
@@ -75,7 +74,7 @@ def echo_of(text: bytes, shown: bytes | None = None) -> bytes:
     return b"".join(_LEFT * size + shown[: size + 1] + _CLEAR for size in range(len(shown)))
 
 
-class HmpSession:
+class HmpSession(SessionLife[State]):
     """The client's side of one HMP connection: one command at a time, the others wait in order.
 
     What was read comes in by :meth:`receive`, what is to be sent lies in :attr:`outbox`, and
@@ -89,16 +88,16 @@ class HmpSession:
     :ivar stray: bytes that came while no command ran
     """
 
+    _kind, _moves, _closed = "HMP", MOVES, State.CLOSED
+
     def __init__(self, mark: bytes = b"Drov", limit: int = DEFAULT_LIMIT) -> None:
         if not _MARK.fullmatch(mark):
             raise ArgumentError("mark", mark, "1 to 16 letters and digits")
-        self.state = State.GREETING
+        super().__init__(State.GREETING)
         self.banner = ""
-        self.fault: MonitorError | None = None
         self.stray = 0
-        self.ended = Waitable()
         self.greeted = Call("connect", 0, mark + _CTRL_W)
-        self.outbox: deque[tuple[bytes, Call]] = deque([(self.greeted.payload, self.greeted)])
+        self.outbox.append((self.greeted.payload, self.greeted))
         self._limit = limit
         self._typed_mark = mark + _CTRL_W
         erased = _LEFT * len(mark) + _CLEAR
@@ -163,13 +162,6 @@ class HmpSession:
             self._at_prompt()
         elif call in self._waiting:
             self._waiting.remove(call)
-
-    def sent(self, count: int) -> None:
-        """The first `count` bytes of the outbox's first item have left."""
-        data, call = self.outbox.popleft()
-        call.sent = True
-        if count < len(data):
-            self.outbox.appendleft((data[count:], call))
 
     def _send(self, call: Call) -> None:
         typed = call.payload[: -len(self._typed_mark) - 1]
@@ -264,32 +256,10 @@ class HmpSession:
 
     # -- the end ---------------------------------------------------------
 
-    def close(self, reason: MonitorError) -> None:
-        """The connection ended: every call gets to know. Only the first reason counts."""
-        if self.fault is not None:
-            return
-        if isinstance(reason, ConnectionClosed):
-            reason = ConnectionClosed(reason.reason, self.in_flight)
-        self.fault = reason
-        self._move(State.CLOSED)
-        calls = [self.greeted, *self._waiting]
-        if self._current is not None:
-            calls.append(self._current)
-        self._current, self._waiting, self.outbox, self._output = None, deque(), deque(), bytearray()
-        for call in calls:
-            call.fail(reason)
-        self.ended.finish()
-
-    def closed(self) -> ConnectionClosed:
-        """The error for whoever comes after the end of the session."""
-        error = ConnectionClosed(self.fault.reason if isinstance(self.fault, ConnectionClosed) else str(self.fault))
-        error.__cause__ = self.fault
-        return error
-
-    def _move(self, to: State) -> None:
-        if to not in MOVES[self.state]:
-            raise RuntimeError(f"HMP session cannot go from '{self.state.value}' to '{to.value}'")
-        self.state = to
+    def _let_go(self) -> list[Call]:
+        calls = [self.greeted, *self._waiting, *([] if self._current is None else [self._current])]
+        self._current, self._waiting, self._output = None, deque(), bytearray()
+        return calls
 
 
 # -- lines and outputs, whichever way they travel ----------------------------

@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
-from ..errors import CommandError, CommandNotSupported, ConnectionClosed, MonitorError, ProtocolError
-from .events import EventLog, EventStream, EventWatch, Match, Waitable
+from ..errors import CommandError, CommandNotSupported, MonitorError, ProtocolError
+from .events import EventLog, EventStream, EventWatch, Match
 from .framing import DEFAULT_LIMIT
+from .life import Call, SessionLife
 from .messages import ErrorBody, Greeting, Message, MessageReader, encode_command
 from .redact import redact
 
@@ -46,39 +47,7 @@ MOVES: Final[dict[State, frozenset[State]]] = {
 }
 
 
-class Call(Waitable, eq=False):
-    """A command from its submission to its outcome: :attr:`value`, or :attr:`error`.
-
-    :ivar sent: its first byte has left, so QEMU will run it
-    :ivar abandoned: nobody waits for it any more; its reply will be dropped
-    """
-
-    command: str
-    id: int
-    payload: bytes
-    fd: int | None = None
-    oob: bool = False
-    sent: bool = False
-    abandoned: bool = False
-    value: Any = None
-
-    def succeed(self, value: Any) -> None:
-        """QEMU did it and returned `value`."""
-        self.value = value
-        self.finish()
-
-    def outcome(self) -> Any:
-        """The value that QEMU returned.
-
-        :raises CommandError: QEMU refused
-        :raises MonitorError: the session ended first
-        """
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class QmpSession:
+class QmpSession(SessionLife[State]):
     """The client's side of one QMP connection.
 
     :param events: where events go; pass the old one on to keep numbering over a reconnect
@@ -87,6 +56,8 @@ class QmpSession:
     :param on_ready: called once it is ready, before any of its events counts
     """
 
+    _kind, _moves, _closed = "QMP", MOVES, State.CLOSED
+
     def __init__(
         self,
         events: EventLog | None = None,
@@ -94,13 +65,11 @@ class QmpSession:
         oob: bool = True,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
-        self.state = State.GREETING
+        super().__init__(State.GREETING)
         self.events = EventLog() if events is None else events
         self.greeting: Greeting | None = None
-        self.fault: MonitorError | None = None
         self.oob = False
         self.stray = 0  # replies that nobody waited for: late ones, and ones that fit no command
-        self.outbox: deque[tuple[bytes, Call]] = deque()
         self._want_oob = oob
         self._on_ready = on_ready
         self._reader = MessageReader(limit)
@@ -111,7 +80,6 @@ class QmpSession:
         self._number = 1  # the negotiation's
         self._echoes: bool | None = None  # does this server put our ids into its replies?
         self._noise = False  # an unparsable command may be answered by a burst of errors: this is the rest of it
-        self.ended = Waitable()
         self.negotiation = Call("qmp_capabilities", 1, b"")  # what it says depends on the greeting
 
     @property
@@ -207,13 +175,6 @@ class QmpSession:
             raise self.closed()
         return self.events.stream(names, since)
 
-    def sent(self, count: int) -> None:
-        """The first `count` bytes of the outbox's first item have left."""
-        data, call = self.outbox.popleft()
-        call.sent = True
-        if count < len(data):
-            self.outbox.appendleft((data[count:], call))
-
     def _may_go(self, call: Call) -> bool:
         # One descriptor in flight at a time: QEMU keeps only the last one that came,
         # whichever command it came with.
@@ -263,31 +224,13 @@ class QmpSession:
         if self._reader.fault is not None:
             self.close(self._reader.fault)
 
-    def close(self, reason: MonitorError) -> None:
-        """The connection ended: every call, watch and stream gets to know. Only the first reason counts."""
-        if self.fault is not None:
-            return
-        if isinstance(reason, ConnectionClosed):
-            reason = ConnectionClosed(reason.reason, self.in_flight)
-        self.fault = reason
-        self._move(State.CLOSED)
+    def _let_go(self) -> list[Call]:
         calls = [self.negotiation, *self._pending.values(), *self._waiting]
-        self._pending, self._waiting, self.outbox = {}, deque(), deque()
-        for call in calls:
-            call.fail(reason)
+        self._pending, self._waiting = {}, deque()
+        return calls
+
+    def _on_close(self, reason: MonitorError) -> None:
         self.events.close(reason)
-        self.ended.finish()
-
-    def closed(self) -> ConnectionClosed:
-        """The error for whoever comes after the end of the session."""
-        error = ConnectionClosed(self.fault.reason if isinstance(self.fault, ConnectionClosed) else str(self.fault))
-        error.__cause__ = self.fault
-        return error
-
-    def _move(self, to: State) -> None:
-        if to not in MOVES[self.state]:
-            raise RuntimeError(f"QMP session cannot go from '{self.state.value}' to '{to.value}'")
-        self.state = to
 
     def _on_greeting(self, greeting: Greeting) -> None:
         if self.state is not State.GREETING:

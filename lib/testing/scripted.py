@@ -17,9 +17,9 @@ from drover.ops.port import DEFAULT, Arguments, Port, Timeout
 from drover.ops.slots import Reservations
 from drover.qmp.conversation import Conversation
 from drover.qmp.events import EventLog, Match
+from drover.qmp.life import Call
 from drover.qmp.messages import Event
 from drover.qmp.schema import Schema
-from drover.qmp.session import Call
 from drover.testing.model import VERSIONS, QemuModel, Refused
 from drover.testing.recorded import recorded_schema
 

@@ -13,8 +13,8 @@ from ...monitor.drive import drive
 from ...monitor.socket import Wire, left
 from ...qmp.events import Waitable
 from ...qmp.framing import DEFAULT_LIMIT
+from ...qmp.life import Call
 from ...qmp.redact import redact
-from ...qmp.session import Call
 from ..qmp._link import BlockingFaceLink, FaceSession, reply_of
 from ._qmp_block import _Block
 from ._qmp_machine import _Machine

@@ -21,8 +21,9 @@ from ...monitor.socket import Wire, open_wire, sleep
 from ...monitor.verbs import verb
 from ...ops.port import Arguments
 from ...qmp.events import EventLog, Waitable
+from ...qmp.life import Call
 from ...qmp.messages import Message
-from ...qmp.session import Call, QmpSession, State
+from ...qmp.session import QmpSession, State
 from . import flows
 from .messages import QmpMessage
 

@@ -18,8 +18,9 @@ from ...monitor.link import Link
 from ...qmp import messages
 from ...qmp.events import EventLog
 from ...qmp.framing import too_long
+from ...qmp.life import Call
 from ...qmp.messages import nesting
-from ...qmp.session import Call, QmpSession, State
+from ...qmp.session import QmpSession, State
 from .error import ProtocolError, QMPError
 from .message import DeserializationError, Message, UnexpectedTypeError
 from .models import Greeting

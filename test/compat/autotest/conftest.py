@@ -1,5 +1,6 @@
 """A QEMU with two QMP and two human monitors: one pair for the peer, one for us."""
 
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Machine:
 
     def __init__(self, path: Path, binary: Path) -> None:
         self.path = path
-        self.qemu_binary = str(binary)
+        self.qemu_binary = shlex.quote(str(binary))  # it is shell text
 
     def check_capability(self, flag: Any) -> bool:
         return False

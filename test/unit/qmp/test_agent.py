@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from drover.errors import ArgumentError, CommandError, CommandNotSupported, ConnectionClosed, ProtocolError
 from drover.qmp.agent import MOVES, SENTINEL, SYNC, SYNC_IDS, AgentSession, State
-from drover.qmp.session import Call
+from drover.qmp.life import Call
 
 STRAY = b'{"error": {"class": "GenericError", "desc": "JSON parse error, stray \'\\\\uFFFD\'"}}\n'
 

@@ -24,7 +24,7 @@ from drover.qmp.hmp import (
     refusal,
     shown,
 )
-from drover.qmp.session import Call
+from drover.qmp.life import Call
 
 MARK = b"k3Yz"
 ERASED = b"\x1b[D" * len(MARK) + b"\x1b[K"

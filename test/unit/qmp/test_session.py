@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from drover.errors import ArgumentError, CommandError, CommandNotSupported, ConnectionClosed, ProtocolError
 from drover.qmp.events import EventLog
-from drover.qmp.session import MAX_IN_BAND, MOVES, Call, QmpSession, State
+from drover.qmp.life import Call
+from drover.qmp.session import MAX_IN_BAND, MOVES, QmpSession, State
 
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "p"}, "capabilities": ["oob"]}
