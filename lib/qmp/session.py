@@ -158,13 +158,15 @@ class QmpSession(SessionLife[State]):
             self._admit()
 
     def watch(self, names: Iterable[str], since: int | None, match: Match | None = None) -> EventWatch:
-        """Wait for one event; see :meth:`EventLog.watch`.
+        """Wait for one event; see :meth:`EventLog.watch`. What has come before the end still counts after it.
 
-        :raises ConnectionClosed: the session is over
+        :raises ConnectionClosed: the session is over, and no such event came
         """
-        if self.fault is not None:
+        watch = self.events.watch(names, since, match)
+        if self.fault is not None and not watch.done:
+            self.events.forget(watch)
             raise self.closed()
-        return self.events.watch(names, since, match)
+        return watch
 
     def stream(self, names: Iterable[str], since: int | None) -> EventStream:
         """Collect events; see :meth:`EventLog.stream`.

@@ -306,3 +306,18 @@ def test_the_schema_is_asked_once_for_a_connection(face: Face, version: str) -> 
         assert vm.query_schema() is first
         assert first.has_argument("migrate", "channels") == (version == "10.0")
         assert fake.commands.count("query-qmp-schema") == 1
+
+
+def test_an_event_that_came_before_the_end_is_found_after_it(face: Face) -> None:
+    """Such as the SHUTDOWN of a machine that has gone meanwhile."""
+    with FakeQemu() as fake, face.open(fake.path) as vm:
+        mark = vm.event_mark()
+        fake.event("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+        fake.hang_up()
+        with pytest.raises(ConnectionClosed):
+            vm.wait_event("NEVER", timeout=10)
+        assert vm.wait_event("SHUTDOWN", since=mark, timeout=10).number == 1
+        with pytest.raises(ConnectionClosed):
+            vm.wait_event("SHUTDOWN", since=1, timeout=10)
+        with pytest.raises(ConnectionClosed):
+            vm.wait_event("SHUTDOWN", timeout=10)
