@@ -30,6 +30,13 @@
     |  +- NbdUnreachable           nobody listens there
     |  +- NbdTimeout               it is silent, which would have hung QEMU; also a TimeoutError
     |  +- NbdRefused               it answered with no: no such export, TLS wanted or lacking, ...
+    +- InstanceError               an instance is not as what was asked needs it
+    |  +- InstanceNotFound         there is none of this name
+    |  +- InstanceExists           there is one already
+    |  +- InstanceBusy             somebody else works on it; says what at
+    |  +- WrongState               it runs, and should not, or the other way round
+    |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
+    +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- MigrationError              a migration did not do what was asked
        +- MigrationFailed          QEMU says it failed, and why
        +- MigrationCancelled       somebody cancelled it
@@ -321,6 +328,78 @@ class NbdRefused(NbdError):
         self.export = export
         self.code = code
         self.text = text
+
+
+class InstanceError(DroverError):
+    """An instance is not as what was asked needs it.
+
+    :ivar name: the instance's
+    :ivar problem: what is wrong
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+        self.problem = problem
+
+
+class InstanceNotFound(InstanceError):
+    """There is no instance of this name."""
+
+    def __init__(self, name: str, near: Iterable[str] = ()) -> None:
+        hint = ", ".join(near)
+        super().__init__(name, "there is no such instance" + (f"; did you mean {hint}?" if hint else ""))
+
+
+class InstanceExists(InstanceError):
+    """There is an instance of this name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "there is such an instance already")
+
+
+class InstanceBusy(InstanceError):
+    """Somebody else works on the instance; nothing was touched.
+
+    :ivar holder: what at, and which process
+    """
+
+    def __init__(self, name: str, holder: str, timeout: float) -> None:
+        super().__init__(name, f"busy with {holder or 'something'}" + (f" for over {timeout:g} s" if timeout else ""))
+        self.holder = holder
+
+
+class WrongState(InstanceError):
+    """The instance is in a state in which this cannot be done.
+
+    :ivar state: which
+    """
+
+    def __init__(self, name: str, state: str, needed: str) -> None:
+        super().__init__(name, f"it is {state}; this needs it {needed}")
+        self.state = state
+
+
+class StartFailed(InstanceError):
+    """QEMU did not come up. What the start had made is gone again.
+
+    :ivar log: the last lines of what QEMU printed
+    """
+
+    def __init__(self, name: str, problem: str, log: str = "") -> None:
+        super().__init__(name, problem + (f": {log.strip()}" if log.strip() else ""))
+        self.log = log
+
+
+class RecordError(DroverError):
+    """A durable document cannot be used; it was left as it is.
+
+    :ivar path: where it lies
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
 
 
 class MigrationError(DroverError):
