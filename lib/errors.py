@@ -37,6 +37,11 @@
     |  +- WrongState               it runs, and should not, or the other way round
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
+    +- ProcessError                a QEMU, or another program, as a process of this host
+    |  +- SpawnFailed              it could not be started, and nothing of it runs
+    |  +- ProcessRuns              it runs already
+    |  +- ProcessGone              it ended, and whatever has its pid now is another
+    |  +- ProcessStuck             it was killed and has not ended yet: it sits in the kernel; also a TimeoutError
     +- MigrationError              a migration did not do what was asked
        +- MigrationFailed          QEMU says it failed, and why
        +- MigrationCancelled       somebody cancelled it
@@ -400,6 +405,65 @@ class RecordError(DroverError):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
+
+
+class ProcessError(DroverError):
+    """Something is wrong with a program that we run beside us, as a process."""
+
+
+class SpawnFailed(ProcessError):
+    """A program could not be started. Nothing of it runs.
+
+    :ivar program: its name or path
+    :ivar reason: what is wrong, in the system's or the program's own words
+    """
+
+    def __init__(self, program: str, reason: str) -> None:
+        super().__init__(f"cannot start {program}: {reason}")
+        self.program = program
+        self.reason = reason
+
+
+class ProcessRuns(ProcessError):
+    """It was to be started, and runs already.
+
+    :ivar status_path: the file where its exit status will be
+    """
+
+    def __init__(self, status_path: str) -> None:
+        super().__init__(f"the process of {status_path} runs already")
+        self.status_path = status_path
+
+
+class ProcessGone(ProcessError):
+    """The process has ended; if there is one of that pid, it is another.
+
+    :ivar pid: what its pid was
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"the process {pid} has ended")
+        self.pid = pid
+
+
+class ProcessStuck(ProcessError, TimeoutError):
+    """The process was sent SIGKILL and has not ended within the deadline.
+
+    It will when the kernel lets go of it, never to run again, and holds what it has till then.
+
+    :ivar pid: its pid
+    :ivar timeout: how long we waited, in seconds
+    :ivar state: the kernel's letter: ``D`` is in the middle of I/O that cannot be interrupted
+    :ivar waits_in: the kernel's function in which it waits, where that is told
+    """
+
+    def __init__(self, pid: int, timeout: float, state: str, waits_in: str = "") -> None:
+        where = f", in {waits_in}" if waits_in else ""
+        super().__init__(f"the process {pid} was killed and has not ended within {timeout:g} s (state {state}{where})")
+        self.pid = pid
+        self.timeout = timeout
+        self.state = state
+        self.waits_in = waits_in
 
 
 class MigrationError(DroverError):

@@ -1,4 +1,7 @@
 """Instances on one node. So far:
 
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
+- :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
+- :mod:`.identity`  the user id that it runs as
+- :mod:`.cgroup`  the control group that it runs in
 """

@@ -1,0 +1,205 @@
+"""The keeper: a small shell that starts one program, outlives us, and writes down how the program ended.
+
+A manager that starts QEMU as its own child learns its exit status, unless the manager ends
+first. So a shell stands in between: init adopts it at once, it waits for QEMU, and it writes
+the status to a file. It is bash and nothing smaller because it has to close descriptors above
+9: QEMU's disks pass through it, and a copy of a disk's descriptor holds the image's lock.
+
+How one start goes::
+
+    we                           keeper                       its child
+    start the shell       ->     closes all but two
+    pidfd_open, start time  <-   says the child's pid         waits
+    "go"                  ->                                  joins its cgroup, execs (setpriv, then) the program
+    look until it has executed   waits, writes the status
+
+Until "go" nothing has run, and if we die before it, nothing will.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import ProcessRuns, SpawnFailed
+
+# All words come through standard input, in a memory file: nothing is quoted, and neither `ps` nor `pkill -f` takes
+# the keeper for its QEMU. The lock on the status file lasts as long as its descriptor here: until the keeper ends.
+_SCRIPT: Final = """\
+mapfile -d '' -t words
+channel=${words[0]} status=${words[1]} procs=${words[2]}
+become() {
+  trap - INT QUIT
+  read -r -u "$channel" _ || exit 125
+  exec {channel}>&- {status}>&- </dev/null
+  [[ -z $procs ]] || printf 0 >"$procs" || exit 125
+  exec "${words[@]:3}"
+}
+keep() {
+  become &
+  trap '' HUP INT QUIT TERM
+  for fd in /proc/$BASHPID/fd/*; do
+    fd=${fd##*/}
+    [[ $fd == "$channel" || $fd == "$status" ]] || exec {fd}>&-
+  done
+  exec </dev/null >/dev/null 2>&1
+  cd /
+  printf '%s\\n' "$!" >&"$channel"
+  exec {channel}>&-
+  wait "$!"
+  printf '%s\\n' "$?" >&"$status"
+}
+keep &
+"""
+# -p: no function and no start-up file comes out of the environment
+_SHELL: Final = ("bash", "-p", "-c", _SCRIPT, "drover-keeper")
+COMMAND_LINE: Final = b"bash\0-p\0-c\0"  # how the command line begins of what the shell has not yet replaced
+
+
+_POLL: Final = 0.001  # s: how often we look whether a keeper is through; it takes about that long
+_SIGNALLED: Final = 128  # what a shell adds to a signal's number
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended.
+
+    :ivar code: what it exited with, if it did
+    :ivar signal: the number of what killed it, if a signal did
+    """
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit status {self.code}"
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(self.signal).name}"
+        return f"killed by signal {self.signal}"
+
+
+def open_status(path: Path, timeout: float) -> int:
+    """Make or empty the file that a keeper will write to, and lock it; the lock goes with the last descriptor.
+
+    :param timeout: for the keeper of a process that just ended, in seconds
+    :raises ProcessRuns: the process started before it with this file runs still
+    :raises OSError: it cannot be made
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _lock(fd, fcntl.LOCK_EX, timeout):
+            raise ProcessRuns(os.fspath(path))
+        os.ftruncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_status(path: Path, timeout: float) -> ExitStatus | None:
+    """How the process ended, if its keeper lived to see it.
+
+    :param timeout: how long a keeper may need that is there still, in seconds
+    :returns: None where that is unknown: it runs, or its keeper was killed, or there never was one
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        if not (text := os.pread(fd, 16, 0)).endswith(b"\n"):
+            _lock(fd, fcntl.LOCK_SH, timeout)
+            text = os.pread(fd, 16, 0)
+    finally:
+        os.close(fd)
+    if not text.endswith(b"\n"):
+        return None
+    number = int(text)
+    return ExitStatus(signal=number - _SIGNALLED) if number > _SIGNALLED else ExitStatus(code=number)
+
+
+def _lock(fd: int, kind: int, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL)
+
+
+def start_keeper(
+    words: Sequence[str],
+    status: int,
+    *,
+    procs: str = "",
+    fds: Sequence[int] = (),
+    log: int,
+    cwd: str = "/",
+    env: Mapping[str, str],
+    timeout: float,
+) -> tuple[int, socket.socket]:
+    """Start the shell with a child that waits for a line before it becomes the program.
+
+    The child ends by itself when the channel is closed without that line. On return the keeper
+    holds no descriptor but that of the status file.
+
+    :param words: the program and its arguments
+    :param status: the open, empty and locked status file
+    :param procs: path of the ``cgroup.procs`` to join
+    :param fds: descriptors for the program, under the same numbers
+    :param log: the program's standard output and error
+    :param timeout: of the shell's own start, in seconds
+    :returns: the pid of the child, and the channel for the line
+    :raises SpawnFailed: there is no bash, or it does not work
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs, _memory([str(theirs.fileno()), str(status), procs, *words]) as stdin:
+            _launch(stdin, log, (theirs.fileno(), status, *fds), cwd, env, timeout)
+        ours.settimeout(timeout)
+        return int(ours.recv(16)), ours
+    except (ValueError, TimeoutError) as error:
+        ours.close()
+        raise SpawnFailed(words[0], "the keeper, a bash, did not start it") from error
+    except BaseException:
+        ours.close()
+        raise
+
+
+def _launch(stdin: int, log: int, fds: Sequence[int], cwd: str, env: Mapping[str, str], timeout: float) -> None:
+    try:
+        starter = subprocess.Popen(
+            _SHELL, stdin=stdin, stdout=log, stderr=log, pass_fds=fds, start_new_session=True, cwd=cwd, env=env
+        )
+    except OSError as error:
+        raise SpawnFailed(_SHELL[0], f"{error.filename}: {error.strerror}") from error
+    try:
+        starter.wait(timeout)  # it only has to fork
+    except subprocess.TimeoutExpired as error:
+        raise SpawnFailed(_SHELL[0], f"did not start within {timeout:g} s") from error
+    finally:
+        if starter.poll() is None:
+            starter.kill()
+            starter.wait()
+
+
+@contextlib.contextmanager
+def _memory(words: Sequence[str]) -> Iterator[int]:
+    fd = os.memfd_create("drover-keeper")
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
