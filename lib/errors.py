@@ -39,8 +39,10 @@
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- ProcessError                a QEMU, or another program, as a process of this host
     |  +- SpawnFailed              it could not be started, and nothing of it runs
+    |  +- NoFreeUid                there is no user id left to run it as
     |  +- ProcessRuns              it runs already
     |  +- ProcessGone              it ended, and whatever has its pid now is another
+    |  +- GroupBusy                a control group has not stopped, or not ended, in time; also a TimeoutError
     |  +- ProcessStuck             it was killed and has not ended yet: it sits in the kernel; also a TimeoutError
     +- MigrationError              a migration did not do what was asked
        +- MigrationFailed          QEMU says it failed, and why
@@ -424,6 +426,21 @@ class SpawnFailed(ProcessError):
         self.reason = reason
 
 
+class NoFreeUid(ProcessError):
+    """No user id of the pool can be lent.
+
+    :ivar first: the lowest id of the pool
+    :ivar last: the highest one
+    :ivar lent: how many of them instances have; the others are in passwd, or some process has them
+    """
+
+    def __init__(self, first: int, last: int, lent: int) -> None:
+        super().__init__(f"no free user id from {first} to {last}: {lent} are lent to instances, the others not free")
+        self.first = first
+        self.last = last
+        self.lent = lent
+
+
 class ProcessRuns(ProcessError):
     """It was to be started, and runs already.
 
@@ -444,6 +461,24 @@ class ProcessGone(ProcessError):
     def __init__(self, pid: int) -> None:
         super().__init__(f"the process {pid} has ended")
         self.pid = pid
+
+
+class GroupBusy(ProcessError, TimeoutError):
+    """A control group is not as it was told to be within the deadline. What was told to it holds on.
+
+    :ivar path: its directory
+    :ivar key: ``populated`` or ``frozen``, of its ``cgroup.events``
+    :ivar pids: the processes in it
+    :ivar timeout: how long we waited, in seconds
+    """
+
+    def __init__(self, path: str, key: str, pids: Iterable[int], timeout: float) -> None:
+        self.path = path
+        self.key = key
+        self.pids = tuple(pids)
+        self.timeout = timeout
+        which = ", ".join(map(str, self.pids))
+        super().__init__(f"{path}: '{key}' has not changed within {timeout:g} s (processes: {which})")
 
 
 class ProcessStuck(ProcessError, TimeoutError):

@@ -7,13 +7,16 @@ the status to a file. It is bash and nothing smaller because it has to close des
 
 How one start goes::
 
-    we                           keeper                       its child
-    start the shell       ->     closes all but two
-    pidfd_open, start time  <-   says the child's pid         waits
-    "go"                  ->                                  joins its cgroup, execs (setpriv, then) the program
-    look until it has executed   waits, writes the status
+    we                           keeper                          its child
+    start the shell       ->     closes all but two descriptors
+    pidfd_open, start time  <-   says the child's pid            waits
+    record it                    moves itself and the child
+                            <-   to their control groups
+    "go"                  ->     waits                           executes: setpriv, then the program
+    look until it has executed   writes the status
 
-Until "go" nothing has run, and if we die before it, nothing will.
+Until "go" nothing has run, and if we die before it, nothing will. A move between control groups
+takes 6 ms whenever there was none just before, which the kernel waits away: time to write a record.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, Self
 
 from ..errors import ProcessRuns, SpawnFailed
 
@@ -34,25 +37,26 @@ from ..errors import ProcessRuns, SpawnFailed
 # the keeper for its QEMU. The lock on the status file lasts as long as its descriptor here: until the keeper ends.
 _SCRIPT: Final = """\
 mapfile -d '' -t words
-channel=${words[0]} status=${words[1]} procs=${words[2]}
+channel=${words[0]} status=${words[1]} keepers=${words[2]} group=${words[3]}
 become() {
   trap - INT QUIT
   read -r -u "$channel" _ || exit 125
   exec {channel}>&- {status}>&- </dev/null
-  [[ -z $procs ]] || printf 0 >"$procs" || exit 125
-  exec "${words[@]:3}"
+  exec "${words[@]:4}"
 }
 keep() {
   become &
   trap '' HUP INT QUIT TERM
   for fd in /proc/$BASHPID/fd/*; do
     fd=${fd##*/}
-    [[ $fd == "$channel" || $fd == "$status" ]] || exec {fd}>&-
+    ((fd <= 2 || fd == channel || fd == status)) || exec {fd}>&-
   done
-  exec </dev/null >/dev/null 2>&1
-  cd /
   printf '%s\\n' "$!" >&"$channel"
-  exec {channel}>&-
+  if [[ -z $group ]] || { printf 0 >"$keepers" && printf '%s' "$!" >"$group"; }; then
+    printf 'ready\\n' >&"$channel"
+  fi
+  exec {channel}>&- </dev/null >/dev/null 2>&1
+  cd /
   wait "$!"
   printf '%s\\n' "$?" >&"$status"
 }
@@ -61,8 +65,6 @@ keep &
 # -p: no function and no start-up file comes out of the environment
 _SHELL: Final = ("bash", "-p", "-c", _SCRIPT, "drover-keeper")
 COMMAND_LINE: Final = b"bash\0-p\0-c\0"  # how the command line begins of what the shell has not yet replaced
-
-
 _POLL: Final = 0.001  # s: how often we look whether a keeper is through; it takes about that long
 _SIGNALLED: Final = 128  # what a shell adds to a signal's number
 
@@ -137,43 +139,81 @@ def _lock(fd: int, kind: int, timeout: float) -> bool:
         time.sleep(_POLL)
 
 
+class Held:
+    """A child that a keeper holds before it becomes the program; a context manager that ends it, unless it was let go.
+
+    :ivar pid: its process id, which stays the program's
+    """
+
+    def __init__(self, pid: int, channel: socket.socket, lines: BinaryIO) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._lines = lines
+
+    def let_go(self) -> bool:
+        """Let it execute the program.
+
+        :returns: whether it was; if not, it could not be moved to its control group
+        """
+        try:
+            if self._lines.readline() != b"ready\n":
+                return False
+            self._channel.sendall(b"go\n")
+        except TimeoutError:
+            return False
+        except BrokenPipeError:  # somebody killed it, which is what the caller looks for next
+            pass
+        return True
+
+    def close(self) -> None:
+        """End it, unless it was let go: it waits for a line, and gets the end of all lines."""
+        self._lines.close()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def start_keeper(
     words: Sequence[str],
     status: int,
     *,
-    procs: str = "",
+    groups: tuple[str, str] = ("", ""),
     fds: Sequence[int] = (),
     log: int,
     cwd: str = "/",
     env: Mapping[str, str],
     timeout: float,
-) -> tuple[int, socket.socket]:
-    """Start the shell with a child that waits for a line before it becomes the program.
+) -> Held:
+    """Start the shell, with a child that is not the program yet.
 
-    The child ends by itself when the channel is closed without that line. On return the keeper
-    holds no descriptor but that of the status file.
+    On return the keeper holds no disk's descriptor any more.
 
     :param words: the program and its arguments
     :param status: the open, empty and locked status file
-    :param procs: path of the ``cgroup.procs`` to join
+    :param groups: the files ``cgroup.procs`` of the keeper's control group and of the program's
     :param fds: descriptors for the program, under the same numbers
     :param log: the program's standard output and error
-    :param timeout: of the shell's own start, in seconds
-    :returns: the pid of the child, and the channel for the line
+    :param timeout: of each step, in seconds
     :raises SpawnFailed: there is no bash, or it does not work
     """
     ours, theirs = socket.socketpair()
+    held = Held(0, ours, ours.makefile("rb"))
     try:
-        with theirs, _memory([str(theirs.fileno()), str(status), procs, *words]) as stdin:
+        with theirs, _memory([str(theirs.fileno()), str(status), *groups, *words]) as stdin:
             _launch(stdin, log, (theirs.fileno(), status, *fds), cwd, env, timeout)
         ours.settimeout(timeout)
-        return int(ours.recv(16)), ours
+        held.pid = int(held._lines.readline())
     except (ValueError, TimeoutError) as error:
-        ours.close()
-        raise SpawnFailed(words[0], "the keeper, a bash, did not start it") from error
+        held.close()
+        raise SpawnFailed(_SHELL[0], "it did not start the program") from error
     except BaseException:
-        ours.close()
+        held.close()
         raise
+    return held
 
 
 def _launch(stdin: int, log: int, fds: Sequence[int], cwd: str, env: Mapping[str, str], timeout: float) -> None:

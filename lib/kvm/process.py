@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..errors import ArgumentError, ProcessGone, ProcessStuck, SpawnFailed
-from .cgroup import Cgroup
+from .cgroup import PROCS, Cgroup
 from .identity import Identity
 from .keeper import COMMAND_LINE, ExitStatus, open_status, read_status, start_keeper
 
@@ -25,6 +25,7 @@ _FIRST_LOOK: Final = 0.0003  # s: about what one exec takes
 _LAST_LOOK: Final = 0.01  # s
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _SETPRIV: Final = "setpriv"
+_NOT_MOVED: Final = "it could not be moved to its control group"
 _NOT_EXECUTED: Final = (125, 126, 127)  # exit statuses of the keeper, the shell and setpriv for what did not execute
 
 
@@ -175,10 +176,10 @@ def spawn(
     deadline = time.monotonic() + timeout
     status = open_status(status_path, STATUS_TIMEOUT)
     try:
-        pid, channel = start_keeper(
+        held = start_keeper(
             [*_privileges(identity), *words],
             status,
-            procs=os.fspath(cgroup.path / "cgroup.procs") if cgroup else "",
+            groups=(os.fspath(cgroup.keepers / PROCS), os.fspath(cgroup.path / PROCS)) if cgroup else ("", ""),
             fds=fds,
             log=log_fd,
             cwd=cwd,
@@ -187,13 +188,13 @@ def spawn(
         )
     finally:
         os.close(status)
-    with channel:
-        process = Process._open(pid, status_path)
+    with held:
+        process = Process._open(held.pid, status_path)
         try:
             if before:
                 before(process)
-            channel.sendall(b"\n")
-            if problem := _see_it_execute(process, deadline):
+            problem = _see_it_execute(process, deadline) if held.let_go() else _NOT_MOVED
+            if problem:
                 raise SpawnFailed(words[0], _since(log_fd, written) or problem)
         except BaseException:
             process.send_signal(signal.SIGKILL)

@@ -14,6 +14,7 @@ import pytest
 
 from drover.errors import ArgumentError, ProcessGone, ProcessRuns, ProcessStuck, SpawnFailed
 from drover.kvm import process as process_module
+from drover.kvm.cgroup import Cgroup
 from drover.kvm.identity import Identity
 from drover.kvm.keeper import ExitStatus, read_status
 from drover.kvm.process import Process, current_boot, spawn
@@ -176,6 +177,22 @@ def test_keeper_survives_the_signals_of_a_shutdown(start: Spawn) -> None:
     assert process.exit_status() == ExitStatus(signal=signal.SIGKILL)
 
 
+def test_is_in_its_control_group_and_the_keeper_beside_it(start: Spawn, group: Cgroup) -> None:
+    process = start("sleep", "60", cgroup=group, before=lambda _: None)
+    assert group.pids() == [process.pid]
+    assert keeper_of(process) in Cgroup(group.keepers).pids()
+    group.kill()
+    assert process.exit_status() == ExitStatus(signal=signal.SIGKILL)
+    assert group.remove()
+
+
+def test_what_cannot_join_its_control_group_does_not_run(start: Spawn, group: Cgroup, tmp_path: Path) -> None:
+    group.remove()
+    with pytest.raises(SpawnFailed, match=r"cannot start touch: .*cgroup\.procs\.vm/cgroup\.procs: No such file"):
+        start("touch", str(tmp_path / "ran"), cgroup=group)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
@@ -290,10 +307,13 @@ def test_kills_what_is_stopped(start: Spawn) -> None:
 
 def test_what_does_not_end_is_told(start: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     process = start("sleep", "60")
-    monkeypatch.setattr(Process, "send_signal", lambda *_: True)  # as if it sat in the kernel
-    with pytest.raises(ProcessStuck) as caught:
-        process.kill(timeout=0.01)
-    assert (caught.value.pid, caught.value.state) == (process.pid, "S")
+    process.send_signal(signal.SIGSTOP)
+    wait_for_state(process.pid, "T")
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "send_signal", lambda *_: True)  # as if it sat in the kernel
+        with pytest.raises(ProcessStuck) as caught:
+            process.kill(timeout=0.01)
+    assert (caught.value.pid, caught.value.state) == (process.pid, "T")
 
 
 def test_outlives_who_started_it(tmp_path: Path, status: Path) -> None:
