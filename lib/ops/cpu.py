@@ -95,9 +95,7 @@ async def _check_kvm(port: Port, even_under_tcg: bool) -> None:
         raise NotSupported("vCPU hotplug without KVM, over which QEMU may abort,", "KVM; or even_under_tcg=True")
 
 
-async def hot_remove_cpu(
-    port: Port, id: str, *, timeout: float = UNPLUG_TIMEOUT, even_under_tcg: bool = False
-) -> None:
+async def hot_remove_cpu(port: Port, id: str, *, timeout: float = UNPLUG_TIMEOUT, even_under_tcg: bool = False) -> None:
     """Take a vCPU from the running guest. One that was there at the start has no id, and stays.
 
     :param timeout: seconds for the guest to act

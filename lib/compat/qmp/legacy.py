@@ -98,9 +98,7 @@ class QEMUMonitorProtocol:
     :raises ConnectError: there is nothing to listen on
     """
 
-    def __init__(
-        self, address: SocketAddrT | socket.socket, server: bool = False, nickname: str | None = None
-    ) -> None:
+    def __init__(self, address: SocketAddrT | socket.socket, server: bool = False, nickname: str | None = None) -> None:
         if server and isinstance(address, socket.socket):
             raise ValueError("server argument should be False when passing a socket")
         self.nickname = nickname
@@ -372,9 +370,7 @@ class QEMUMonitorProtocol:
         message = {"execute": command, "arguments": arguments, "id": f"__qmp#{next(self._numbers):05d}"}
         return value_of(received(self._exchange(message)), Message(message))
 
-    def _old_cmd(
-        self, name: str, args: dict[str, object] | None = None, cmd_id: object | None = None
-    ) -> QMPMessage:
+    def _old_cmd(self, name: str, args: dict[str, object] | None = None, cmd_id: object | None = None) -> QMPMessage:
         message = _command(name, args)
         if cmd_id:
             message["id"] = cmd_id

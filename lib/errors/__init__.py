@@ -50,13 +50,77 @@
 
 The first error of an operation is the one raised. What went wrong while undoing
 it is added to that error as notes (``__notes__``).
+
+The classes of the node, its instances and processes, are in :mod:`.node`, the others here.
 """
 
 from collections.abc import Iterable
 
+from .base import DroverError
+from .node import (
+    GroupBusy,
+    InstanceBusy,
+    InstanceError,
+    InstanceExists,
+    InstanceNotFound,
+    NoFreeUid,
+    ProcessError,
+    ProcessGone,
+    ProcessRuns,
+    ProcessStuck,
+    RecordError,
+    SpawnFailed,
+    StartFailed,
+    WrongState,
+)
 
-class DroverError(Exception):
-    """Root of all errors raised by Drover."""
+__all__ = [
+    "DroverError",
+    "MonitorError",
+    "ConnectError",
+    "ConnectTimeout",
+    "MonitorTimeout",
+    "ConnectionClosed",
+    "ProtocolError",
+    "AgentError",
+    "AgentNotThere",
+    "AgentSlow",
+    "AgentFrozen",
+    "FreezeBroken",
+    "ThawFailed",
+    "CommandError",
+    "CommandNotSupported",
+    "NotSupported",
+    "ArgumentError",
+    "HotplugError",
+    "NoFreeSlot",
+    "UnplugRefused",
+    "UnplugPending",
+    "JobError",
+    "JobFailed",
+    "JobCancelled",
+    "NbdError",
+    "NbdUnreachable",
+    "NbdTimeout",
+    "NbdRefused",
+    "InstanceError",
+    "InstanceNotFound",
+    "InstanceExists",
+    "InstanceBusy",
+    "WrongState",
+    "StartFailed",
+    "RecordError",
+    "ProcessError",
+    "SpawnFailed",
+    "NoFreeUid",
+    "ProcessRuns",
+    "ProcessGone",
+    "GroupBusy",
+    "ProcessStuck",
+    "MigrationError",
+    "MigrationFailed",
+    "MigrationCancelled",
+]
 
 
 class MonitorError(DroverError):
@@ -335,170 +399,6 @@ class NbdRefused(NbdError):
         self.export = export
         self.code = code
         self.text = text
-
-
-class InstanceError(DroverError):
-    """An instance is not as what was asked needs it.
-
-    :ivar name: the instance's
-    :ivar problem: what is wrong
-    """
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name}: {problem}")
-        self.name = name
-        self.problem = problem
-
-
-class InstanceNotFound(InstanceError):
-    """There is no instance of this name."""
-
-    def __init__(self, name: str, near: Iterable[str] = ()) -> None:
-        hint = ", ".join(near)
-        super().__init__(name, "there is no such instance" + (f"; did you mean {hint}?" if hint else ""))
-
-
-class InstanceExists(InstanceError):
-    """There is an instance of this name already."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, "there is such an instance already")
-
-
-class InstanceBusy(InstanceError):
-    """Somebody else works on the instance; nothing was touched.
-
-    :ivar holder: what at, and which process
-    """
-
-    def __init__(self, name: str, holder: str, timeout: float) -> None:
-        super().__init__(name, f"busy with {holder or 'something'}" + (f" for over {timeout:g} s" if timeout else ""))
-        self.holder = holder
-
-
-class WrongState(InstanceError):
-    """The instance is in a state in which this cannot be done.
-
-    :ivar state: which
-    """
-
-    def __init__(self, name: str, state: str, needed: str) -> None:
-        super().__init__(name, f"it is {state}; this needs it {needed}")
-        self.state = state
-
-
-class StartFailed(InstanceError):
-    """QEMU did not come up. What the start had made is gone again.
-
-    :ivar log: the last lines of what QEMU printed
-    """
-
-    def __init__(self, name: str, problem: str, log: str = "") -> None:
-        super().__init__(name, problem + (f": {log.strip()}" if log.strip() else ""))
-        self.log = log
-
-
-class RecordError(DroverError):
-    """A durable document cannot be used; it was left as it is.
-
-    :ivar path: where it lies
-    """
-
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
-        self.path = path
-
-
-class ProcessError(DroverError):
-    """Something is wrong with a program that we run beside us, as a process."""
-
-
-class SpawnFailed(ProcessError):
-    """A program could not be started. Nothing of it runs.
-
-    :ivar program: its name or path
-    :ivar reason: what is wrong, in the system's or the program's own words
-    """
-
-    def __init__(self, program: str, reason: str) -> None:
-        super().__init__(f"cannot start {program}: {reason}")
-        self.program = program
-        self.reason = reason
-
-
-class NoFreeUid(ProcessError):
-    """No user id of the pool can be lent.
-
-    :ivar first: the lowest id of the pool
-    :ivar last: the highest one
-    :ivar lent: how many of them instances have; the others are in passwd, or some process has them
-    """
-
-    def __init__(self, first: int, last: int, lent: int) -> None:
-        super().__init__(f"no free user id from {first} to {last}: {lent} are lent to instances, the others not free")
-        self.first = first
-        self.last = last
-        self.lent = lent
-
-
-class ProcessRuns(ProcessError):
-    """It was to be started, and runs already.
-
-    :ivar status_path: the file where its exit status will be
-    """
-
-    def __init__(self, status_path: str) -> None:
-        super().__init__(f"the process of {status_path} runs already")
-        self.status_path = status_path
-
-
-class ProcessGone(ProcessError):
-    """The process has ended; if there is one of that pid, it is another.
-
-    :ivar pid: what its pid was
-    """
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(f"the process {pid} has ended")
-        self.pid = pid
-
-
-class GroupBusy(ProcessError, TimeoutError):
-    """A control group is not as it was told to be within the deadline. What was told to it holds on.
-
-    :ivar path: its directory
-    :ivar key: ``populated`` or ``frozen``, of its ``cgroup.events``
-    :ivar pids: the processes in it
-    :ivar timeout: how long we waited, in seconds
-    """
-
-    def __init__(self, path: str, key: str, pids: Iterable[int], timeout: float) -> None:
-        self.path = path
-        self.key = key
-        self.pids = tuple(pids)
-        self.timeout = timeout
-        which = ", ".join(map(str, self.pids))
-        super().__init__(f"{path}: '{key}' has not changed within {timeout:g} s (processes: {which})")
-
-
-class ProcessStuck(ProcessError, TimeoutError):
-    """The process was sent SIGKILL and has not ended within the deadline.
-
-    It will when the kernel lets go of it, never to run again, and holds what it has till then.
-
-    :ivar pid: its pid
-    :ivar timeout: how long we waited, in seconds
-    :ivar state: the kernel's letter: ``D`` is in the middle of I/O that cannot be interrupted
-    :ivar waits_in: the kernel's function in which it waits, where that is told
-    """
-
-    def __init__(self, pid: int, timeout: float, state: str, waits_in: str = "") -> None:
-        where = f", in {waits_in}" if waits_in else ""
-        super().__init__(f"the process {pid} was killed and has not ended within {timeout:g} s (state {state}{where})")
-        self.pid = pid
-        self.timeout = timeout
-        self.state = state
-        self.waits_in = waits_in
 
 
 class MigrationError(DroverError):
