@@ -54,6 +54,8 @@ keep() {
   printf '%s\\n' "$!" >&"$channel"
   if [[ -z $group ]] || { printf 0 >"$keepers" && printf '%s' "$!" >"$group"; }; then
     printf 'ready\\n' >&"$channel"
+  else
+    printf 'not moved\\n' >&"$channel"
   fi
   exec {channel}>&- </dev/null >/dev/null 2>&1
   cd /

@@ -4,6 +4,7 @@ A process is known by its pid, its start time and the boot that it was started i
 alone is soon somebody else's. We hold it by a pidfd, which no other process ever inherits.
 """
 
+import errno
 import os
 import select
 import signal
@@ -67,8 +68,10 @@ class Process:
     def _open(cls, pid: int, status_path: Path) -> Self:
         try:
             pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            raise ProcessGone(pid) from None
+        except OSError as error:
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the last two: it is a thread's number now
+                raise ProcessGone(pid) from None
+            raise
         try:
             return cls(pid, pidfd, int(_stat(pid)[19]), current_boot(), status_path)
         except BaseException:

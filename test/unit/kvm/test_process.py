@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,6 +272,19 @@ def test_attach(start: Spawn, status: Path) -> None:
         assert not found.alive
     with pytest.raises(ProcessGone):
         Process.attach(*known)
+
+
+def test_a_pid_that_is_now_a_threads_is_gone(status: Path) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert thread.native_id is not None
+    try:
+        with pytest.raises(ProcessGone):
+            Process.attach(thread.native_id, 1, current_boot(), status)
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_zombie_has_ended(status: Path) -> None:
