@@ -35,6 +35,8 @@ from ..errors import ProcessRuns, SpawnFailed
 
 # All words come through standard input, in a memory file: nothing is quoted, and neither `ps` nor `pkill -f` takes
 # the keeper for its QEMU. The lock on the status file lasts as long as its descriptor here: until the keeper ends.
+# The program may open as many files as it is allowed to at all: the usual 1024 are there for users of select(2), which
+# QEMU is not, and in its sandbox it cannot ask for more.
 _SCRIPT: Final = """\
 mapfile -d '' -t words
 channel=${words[0]} status=${words[1]} keepers=${words[2]} group=${words[3]}
@@ -42,6 +44,7 @@ become() {
   trap - INT QUIT
   read -r -u "$channel" _ || exit 125
   exec {channel}>&- {status}>&- </dev/null
+  ulimit -S -n hard
   exec "${words[@]:4}"
 }
 keep() {

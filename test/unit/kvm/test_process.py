@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,6 +102,43 @@ def test_without_an_identity_it_stays_ours_but_gains_nothing(start: Spawn) -> No
     pid = start("sleep", "60").pid
     assert field(pid, "Uid") == [str(os.getuid())] * 4
     assert field(pid, "NoNewPrivs") == ["1"]
+
+
+def test_an_ordinary_user_starts_programs_as_himself_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for directory in (tmp_path.parent, tmp_path.parent.parent):
+        directory.chmod(0o711)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, which a worker of pytest's has
+        child = os.fork()
+    if not child:
+        try:
+            os.setresgid(64190, 64190, 64190)
+            os.setresuid(64190, 64190, 64190)
+            log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            options = {"status_path": tmp_path / "status", "log_fd": log}
+            with spawn(["sleep", "60"], **options) as process:  # type: ignore[arg-type]
+                assert field(process.pid, "Uid") == ["64190"] * 4
+                assert field(process.pid, "NoNewPrivs") == ["1"]
+                process.kill()
+                assert process.exit_status() == ExitStatus(signal=signal.SIGKILL)
+            with pytest.raises(SpawnFailed, match="Operation not permitted"):
+                spawn(["true"], identity=SOMEBODY, **options)  # type: ignore[arg-type]
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_may_open_as_many_files_as_it_can(start: Spawn) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        process = start("sleep", "60")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_inherits_what_was_passed_and_the_keeper_nothing(start: Spawn, tmp_path: Path, status: Path) -> None:
