@@ -16,7 +16,7 @@ How one start goes::
     look until it has executed   writes the status
 
 Until "go" nothing has run, and if we die before it, nothing will. A move between control groups
-takes 6 ms whenever there was none just before, which the kernel waits away: time to write a record.
+takes 6 to 20 ms whenever there was none just before, for the kernel waits: time to write a record.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from ..errors import ProcessRuns, SpawnFailed
 # All words come through standard input, in a memory file: nothing is quoted, and neither `ps` nor `pkill -f` takes
 # the keeper for its QEMU. The lock on the status file lasts as long as its descriptor here: until the keeper ends.
 # The program may open as many files as it is allowed to at all: the usual 1024 are there for users of select(2), which
-# QEMU is not, and in its sandbox it cannot ask for more.
+# QEMU is not, and in its sandbox it cannot ask for more. The signals are those of a shutdown, and of our end.
 _SCRIPT: Final = """\
 mapfile -d '' -t words
 channel=${words[0]} status=${words[1]} keepers=${words[2]} group=${words[3]}
@@ -49,7 +49,7 @@ become() {
 }
 keep() {
   become &
-  trap '' HUP INT QUIT TERM
+  trap '' HUP INT QUIT TERM PIPE
   for fd in /proc/$BASHPID/fd/*; do
     fd=${fd##*/}
     ((fd <= 2 || fd == channel || fd == status)) || exec {fd}>&-

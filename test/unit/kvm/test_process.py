@@ -106,8 +106,9 @@ def test_without_an_identity_it_stays_ours_but_gains_nothing(start: Spawn) -> No
 
 def test_an_ordinary_user_starts_programs_as_himself_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    for directory in (tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o711)
+    for directory in tmp_path.parents:
+        if directory.stat().st_mode & 0o777 == 0o700:  # as pytest makes them
+            directory.chmod(0o711)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, which a worker of pytest's has
         child = os.fork()
@@ -390,6 +391,28 @@ def test_outlives_who_started_it(tmp_path: Path, status: Path) -> None:
     with Process.attach(pid, start_time, current_boot(), status) as process:
         assert process.wait(10)
         assert process.exit_status() == ExitStatus(code=7)
+
+
+def test_nothing_runs_if_we_die_before_it_is_recorded(tmp_path: Path, status: Path) -> None:
+    manager = f"""
+        import os, signal
+        from pathlib import Path
+        from drover.kvm.process import spawn
+        log = os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        def die(process):
+            print(process.pid, process.start_time, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        spawn(["touch", {str(tmp_path / "ran")!r}], status_path=Path({str(status)!r}), log_fd=log, before=die)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(manager)]
+    env = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    pid, start_time = map(int, ended.stdout.split())
+    assert read_status(status, 5) == ExitStatus(code=125)
+    with pytest.raises(ProcessGone):
+        Process.attach(pid, start_time, current_boot(), status)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_status_file_that_is_not_there(tmp_path: Path) -> None:
