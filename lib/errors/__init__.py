@@ -39,6 +39,8 @@
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- ProcessError                a QEMU, or another program, as a process of this host
     |  +- SpawnFailed              it could not be started, and nothing of it runs
+    |  +- BinaryError              a file is no QEMU that can be used; says how it ended and what it printed
+    |  |  +- BinarySlow            ... as it did not answer in time; also a TimeoutError
     |  +- NoFreeUid                there is no user id left to run it as
     |  +- ProcessRuns              it runs already
     |  +- ProcessGone              it ended, and whatever has its pid now is another
@@ -58,6 +60,8 @@ from collections.abc import Iterable
 
 from .base import DroverError
 from .node import (
+    BinaryError,
+    BinarySlow,
     GroupBusy,
     InstanceBusy,
     InstanceError,
@@ -112,6 +116,8 @@ __all__ = [
     "RecordError",
     "ProcessError",
     "SpawnFailed",
+    "BinaryError",
+    "BinarySlow",
     "NoFreeUid",
     "ProcessRuns",
     "ProcessGone",

@@ -94,6 +94,34 @@ class SpawnFailed(ProcessError):
         self.reason = reason
 
 
+class BinaryError(ProcessError):
+    """A file is no QEMU that can be used. Nothing of it runs.
+
+    :ivar path: the file, or the name that was looked for
+    :ivar reason: what is wrong
+    :ivar status: how it ended by itself, such as ``exit status 1``; empty where it did not
+    :ivar log: the last lines of what it printed
+    """
+
+    def __init__(self, path: str, reason: str, *, status: str = "", log: str = "") -> None:
+        super().__init__(f"{path} is no usable QEMU: {reason}" + (f": {log.strip()}" if log.strip() else ""))
+        self.path = path
+        self.reason = reason
+        self.status = status
+        self.log = log
+
+
+class BinarySlow(BinaryError, TimeoutError):
+    """It did not answer in time and was killed. It may be no QEMU, or the host was too busy.
+
+    :ivar timeout: how long it had, in seconds
+    """
+
+    def __init__(self, path: str, timeout: float, *, log: str = "") -> None:
+        super().__init__(path, f"it did not answer within {timeout:g} s", log=log)
+        self.timeout = timeout
+
+
 class NoFreeUid(ProcessError):
     """No user id of the pool can be lent.
 
