@@ -34,8 +34,10 @@
     |  +- InstanceNotFound         there is none of this name
     |  +- InstanceExists           there is one already
     |  +- InstanceBusy             somebody else works on it; says what at
+    |  +- InstanceTimeout          it was not in time as it was to be: UNKNOWN; also a TimeoutError
     |  +- WrongState               it runs, and should not, or the other way round
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
+    +- SpecError                   a specification is wrong: every problem with its path
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- ProcessError                a QEMU, or another program, as a process of this host
     |  +- SpawnFailed              it could not be started, and nothing of it runs
@@ -67,13 +69,16 @@ from .node import (
     InstanceError,
     InstanceExists,
     InstanceNotFound,
+    InstanceTimeout,
     NoFreeUid,
+    Problem,
     ProcessError,
     ProcessGone,
     ProcessRuns,
     ProcessStuck,
     RecordError,
     SpawnFailed,
+    SpecError,
     StartFailed,
     WrongState,
 )
@@ -111,8 +116,11 @@ __all__ = [
     "InstanceNotFound",
     "InstanceExists",
     "InstanceBusy",
+    "InstanceTimeout",
     "WrongState",
     "StartFailed",
+    "SpecError",
+    "Problem",
     "RecordError",
     "ProcessError",
     "SpawnFailed",

@@ -1,6 +1,7 @@
 """What can be wrong with an instance, its documents and its processes; :mod:`drover.errors` draws the whole tree."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from .base import DroverError
 
@@ -44,6 +45,17 @@ class InstanceBusy(InstanceError):
         self.holder = holder
 
 
+class InstanceTimeout(InstanceError, TimeoutError):
+    """The instance did not get there in time. What it does meanwhile is unknown: look before acting.
+
+    :ivar timeout: how long it had, in seconds
+    """
+
+    def __init__(self, name: str, problem: str, timeout: float) -> None:
+        super().__init__(name, f"{problem} within {timeout:g} s")
+        self.timeout = timeout
+
+
 class WrongState(InstanceError):
     """The instance is in a state in which this cannot be done.
 
@@ -64,6 +76,31 @@ class StartFailed(InstanceError):
     def __init__(self, name: str, problem: str, log: str = "") -> None:
         super().__init__(name, problem + (f": {log.strip()}" if log.strip() else ""))
         self.log = log
+
+
+class Problem(NamedTuple):
+    """One fault of a specification.
+
+    :ivar path: the field, such as ``disks[1].cache``; empty for the whole
+    :ivar text: what is wrong with its value, and what is allowed
+    """
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.path else self.text
+
+
+class SpecError(DroverError, ValueError):
+    """A specification is wrong; nothing was touched.
+
+    :ivar problems: all that is wrong
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
 
 
 class RecordError(DroverError):

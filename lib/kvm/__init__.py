@@ -1,5 +1,8 @@
 """Instances on one node. So far:
 
+- :mod:`.spec`  the specification: what an instance is to be
+- :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
+- :mod:`.paths`  where everything of it lies
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
 - :mod:`.identity`  the user id that it runs as

@@ -1,0 +1,73 @@
+"""An instance's document in the hands of whoever holds its lock: every change is on disk before its first effect."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import InstanceNotFound
+from .lock import LOCK_TIMEOUT, locked
+from .paths import InstancePaths, Paths
+from .record import Document, Intent, load, save
+
+
+class Ledger:
+    """The document of one instance, open for change.
+
+    :ivar paths: where everything of it lies
+    :ivar document: as it is; :meth:`save` makes it last
+    """
+
+    def __init__(self, paths: InstancePaths, document: Document) -> None:
+        self.paths = paths
+        self.document = document
+
+    @property
+    def name(self) -> str:
+        """The instance's."""
+        return self.paths.name
+
+    def begin(self, operation: str, **arguments: Any) -> None:
+        """Write down what is about to be changed, before anything is.
+
+        :param arguments: what whoever finds it unfinished needs to know; JSON values
+        """
+        self.document.pending = Intent(operation=operation, arguments=arguments, since=time.time())
+        self.save()
+
+    def step(self, step: str, **arguments: Any) -> None:
+        """Write down which step of it comes next, and what is known by now."""
+        if self.document.pending is not None:
+            self.document.pending.step = step
+            self.document.pending.arguments.update(arguments)
+        self.save()
+
+    def commit(self) -> None:
+        """Write down the result, and that nothing is under way any more: in one write."""
+        self.document.pending = None
+        self.save()
+
+    def save(self) -> None:
+        """Write the document as it is."""
+        save(self.paths.document, self.document)
+
+
+@contextmanager
+def opened(paths: Paths, name: str, operation: str, timeout: float = LOCK_TIMEOUT) -> Iterator[Ledger]:
+    """Lock an instance and read its document.
+
+    :param operation: what for
+    :param timeout: seconds to wait for the lock
+    :raises InstanceNotFound: there is no such instance
+    :raises InstanceBusy: somebody else works on it
+    :raises RecordError: its document cannot be used
+    """
+    mine = paths.instance(name)
+    if not mine.document.exists():
+        raise InstanceNotFound(name)
+    with locked(paths.locks, name, operation, timeout):
+        try:
+            document = load(mine.document)
+        except FileNotFoundError:
+            raise InstanceNotFound(name) from None
+        yield Ledger(mine, document)

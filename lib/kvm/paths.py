@@ -1,0 +1,134 @@
+"""Where everything of an instance lies: what must survive the host's boot under *state*, sockets under *run*.
+
+As root ``/var/lib/drover`` and ``/run/drover``; for another user the folders that the XDG base directory
+specification names. ``$DROVER_STATE_DIR`` and ``$DROVER_RUN_DIR`` override both.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import ArgumentError
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+# sun_path of unix(7) holds 108 bytes with the final NUL.
+_SOCKET_PATH: Final = 107
+
+
+def check_name(name: str) -> str:
+    """Return `name` if an instance may bear it.
+
+    :raises ArgumentError: it may not
+    """
+    if not _NAME.fullmatch(name):
+        raise ArgumentError("name", name, "a letter or digit, then at most 62 letters, digits, '.' or '-'")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePaths:
+    """The folders of one instance, and what lies in them.
+
+    :ivar state: its durable folder
+    :ivar run: its folder of this boot
+    """
+
+    name: str
+    state: Path
+    run: Path
+
+    @property
+    def document(self) -> Path:
+        """Specification, runtime record and pending intent."""
+        return self.state / "instance.json"
+
+    @property
+    def log(self) -> Path:
+        """What QEMU prints."""
+        return self.state / "qemu.log"
+
+    @property
+    def console_log(self) -> Path:
+        """What the guest wrote to its first serial port."""
+        return self.state / "console.log"
+
+    @property
+    def nvram(self) -> Path:
+        """UEFI's variable store."""
+        return self.state / "nvram.fd"
+
+    @property
+    def tpm(self) -> Path:
+        """The state of the emulated TPM."""
+        return self.state / "tpm"
+
+    @property
+    def exit_status(self) -> Path:
+        """How QEMU ended."""
+        return self.state / "exit-status"
+
+    @property
+    def private(self) -> Path:
+        """The only folder that QEMU itself may write to: for sockets that it binds."""
+        return self.run / "qemu"
+
+    def socket(self, what: str) -> Path:
+        """A socket that is bound here: ``control``, ``events``, ``people``, ``serial``, ``agent``."""
+        return self.run / what
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The folders of all instances of one user on one host."""
+
+    state: Path
+    run: Path
+
+    @property
+    def instances(self) -> Path:
+        """A folder for each instance."""
+        return self.state / "instances"
+
+    @property
+    def cache(self) -> Path:
+        """What can be found out again."""
+        return self.state / "cache"
+
+    @property
+    def locks(self) -> Path:
+        """A lock for each instance's name."""
+        return self.run / "locks"
+
+    @property
+    def uids(self) -> Path:
+        """Which user id belongs to which instance."""
+        return self.state / "uids"
+
+    def instance(self, name: str) -> InstancePaths:
+        """The folders of one instance.
+
+        :raises ArgumentError: no instance can bear this name, or its sockets' paths would be too long
+        """
+        check_name(name)
+        paths = InstancePaths(name, self.instances / name, self.run / name)
+        longest = paths.private / "console"
+        if len(os.fsencode(longest)) > _SOCKET_PATH:
+            raise ArgumentError("name", name, f"shorter: a socket's path has {_SOCKET_PATH} bytes at most: {longest}")
+        return paths
+
+
+def default_paths() -> Paths:
+    """The folders of this user."""
+    if os.geteuid() == 0:
+        state, run = Path("/var/lib/drover"), Path("/run/drover")
+    else:
+        home = Path.home()
+        state = Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "drover"
+        # where no session manager made one, there is no folder that goes at the end of the session
+        run = Path(os.environ.get("XDG_RUNTIME_DIR") or state / "run") / "drover"
+    return Paths(
+        Path(os.environ.get("DROVER_STATE_DIR") or state).absolute(),
+        Path(os.environ.get("DROVER_RUN_DIR") or run).absolute(),
+    )
