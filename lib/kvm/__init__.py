@@ -1,6 +1,7 @@
 """Instances on one node. So far:
 
 - :mod:`.spec`  the specification: what an instance is to be
+- :mod:`.argv`  from it to QEMU's command line
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.paths`  where everything of it lies
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
