@@ -39,6 +39,8 @@
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
     +- SpecError                   a specification is wrong: every problem with its path
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
+    +- ImageError                  an image could not be made; nothing of it is left
+    |  +- ImageSlow                ... in time; also a TimeoutError
     +- ProcessError                a QEMU, or another program, as a process of this host
     |  +- SpawnFailed              it could not be started, and nothing of it runs
     |  +- BinaryError              a file is no QEMU that can be used; says how it ended and what it printed
@@ -65,6 +67,8 @@ from .node import (
     BinaryError,
     BinarySlow,
     GroupBusy,
+    ImageError,
+    ImageSlow,
     InstanceBusy,
     InstanceError,
     InstanceExists,
@@ -122,6 +126,8 @@ __all__ = [
     "SpecError",
     "Problem",
     "RecordError",
+    "ImageError",
+    "ImageSlow",
     "ProcessError",
     "SpawnFailed",
     "BinaryError",

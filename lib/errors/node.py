@@ -114,6 +114,30 @@ class RecordError(DroverError):
         self.path = path
 
 
+class ImageError(DroverError):
+    """An image could not be made. Nothing of it is left.
+
+    :ivar path: where it should have been
+    :ivar reason: what is wrong, in qemu-img's own words where it has some
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot make {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ImageSlow(ImageError, TimeoutError):
+    """It was not ready in time, and given up.
+
+    :ivar timeout: how long it had, in seconds
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__(path, f"qemu-img was not ready within {timeout:g} s")
+        self.timeout = timeout
+
+
 class ProcessError(DroverError):
     """Something is wrong with a program that we run beside us, as a process."""
 

@@ -5,6 +5,7 @@
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.paths`  where everything of it lies
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
+- :mod:`.images`  images of disks, opened with all that they stand on, made, and looked at
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
 - :mod:`.identity`  the user id that it runs as
 - :mod:`.cgroup`  the control group that it runs in

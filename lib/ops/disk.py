@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, CommandError, HotplugError
 from . import image
-from .fdset import Held, add_fd
+from .chain import Chain, Layer, open_chain
+from .fdset import add_fd
 from .inventory import PERIPHERAL, query_block_nodes
 from .nic import check_id
 from .nodes import remove_chain
@@ -98,12 +99,20 @@ async def hot_add_disk(
     _check(id, format, driver, cache, discard, aio)
     with port.reservations.name(id):
         async with _place(port, id, driver, bus, addr) as (place_bus, place_addr, place):
-            async with _opened(port, os.fspath(path), format, read_only, cache) as (held, protocol):
+            opening = partial(open_chain, [Layer(path, format)], read_only=read_only, cache=cache)
+            with await port.offload(opening, Chain.close) as chain:
                 async with Undo(port) as undo:
-                    fdset = await add_fd(undo, held, id)
+                    fdset = await add_fd(undo, chain.images[0].held, id)
                     name = f"/dev/fdset/{fdset}"
                     nodes = image.block_nodes(
-                        id, format, protocol, name, read_only=read_only, cache=cache, discard=discard, aio=aio
+                        id,
+                        format,
+                        chain.images[0].driver,
+                        name,
+                        read_only=read_only,
+                        cache=cache,
+                        discard=discard,
+                        aio=aio,
                     )
                     for node in nodes:
                         back = Revert("blockdev-del", {"node-name": node["node-name"]})
@@ -119,16 +128,6 @@ async def hot_add_disk(
                     size = await _size(port, id)
                     undo.keep()
     return Disk(id=id, bus=place_bus, addr=place_addr, size=size)
-
-
-@asynccontextmanager
-async def _opened(port: Port, path: str, format: str, read_only: bool, cache: str) -> AsyncIterator[tuple[Held, str]]:
-    direct = image.CACHES[cache][0]
-    held = Held(await port.offload(partial(image.open_image, path, read_only=read_only, direct=direct), os.close))
-    try:
-        yield held, image.check_image(held.fd, path, format)
-    finally:
-        held.close()
 
 
 @asynccontextmanager

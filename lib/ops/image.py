@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import ArgumentError
+from . import qcow2
 
 FORMATS: Final = ("raw", "qcow2")
 
@@ -23,11 +24,6 @@ CACHES: Final[Mapping[str, tuple[bool, bool, bool]]] = {
 }
 DISCARDS: Final = ("unmap", "ignore")
 AIOS: Final = ("threads", "native", "io_uring")
-
-# qcow2 header (QEMU's docs/interop/qcow2): magic, version and the fields that name other files.
-_QCOW2_MAGIC: Final = b"QFI\xfb"
-_QCOW2_HEADER: Final = 80
-_DATA_FILE_BIT: Final = 1 << 2
 
 
 def check_choice(field: str, value: str, allowed: tuple[str, ...] | Mapping[str, object]) -> None:
@@ -53,40 +49,32 @@ def open_image(path: str, *, read_only: bool, direct: bool) -> int:
         raise
 
 
-def check_image(fd: int, path: str, format: str) -> str:
-    """Check that the open image can be given to a machine as it is; return QEMU's protocol driver for it.
+def protocol_driver(fd: int, path: str) -> str:
+    """QEMU's protocol driver for an open image: ``file`` or ``host_device``.
 
-    :raises ArgumentError: it is neither a file nor a block device, or not of this format, or it refers to other files
+    :raises ArgumentError: it is neither a file nor a block device
     """
     mode = os.fstat(fd).st_mode
     _check_kind(mode, path)
-    if format == "qcow2":
-        # through a descriptor of its own: ours may be O_DIRECT, which wants aligned reads
-        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as image:
-            check_qcow2(image.read(_QCOW2_HEADER), path)
     return "host_device" if stat.S_ISBLK(mode) else "file"
+
+
+def read_qcow2(fd: int, path: str) -> qcow2.Header:
+    """The header of an open qcow2 image that holds its data itself.
+
+    :raises ArgumentError: it is no qcow2 image, or a broken one, or its data lies in a file that it names
+    """
+    # through a descriptor of its own: ours may be O_DIRECT, which wants aligned reads
+    with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+        header = qcow2.parse(file.read(qcow2.HEAD), path)
+    if header.data_file:
+        raise ArgumentError("path", path, "an image without an external data file")
+    return header
 
 
 def _check_kind(mode: int, path: str) -> None:
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise ArgumentError("path", path, "a file or a block device")
-
-
-def check_qcow2(header: bytes, path: str) -> None:
-    """Check that an image is qcow2 and complete in itself.
-
-    QEMU would open files that the header names; whoever can write the header could so
-    reach any file of the host.
-
-    :raises ArgumentError: it is no qcow2 image, or has a backing file or an external data file
-    """
-    if len(header) < 72 or not header.startswith(_QCOW2_MAGIC):
-        raise ArgumentError("path", path, "an image in qcow2 format, as `format` says")
-    version = int.from_bytes(header[4:8], "big")
-    if int.from_bytes(header[8:16], "big"):
-        raise ArgumentError("path", path, "an image without a backing file")
-    if version >= 3 and int.from_bytes(header[72:80], "big") & _DATA_FILE_BIT:
-        raise ArgumentError("path", path, "an image without an external data file")
 
 
 def block_nodes(
