@@ -9,5 +9,6 @@
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
 - :mod:`.identity`  the user id that it runs as
 - :mod:`.cgroup`  the control group that it runs in
-- :mod:`.binary`  what a QEMU binary is and can do, learnt in a :mod:`.trial`
+- :mod:`.binary`  what a QEMU binary is and can do, learnt in a :mod:`.trial` and kept in a :mod:`.cache`
+- :mod:`.acceleration`  KVM where it is proven to work, by a :mod:`.proof`, else TCG
 """

@@ -6,15 +6,11 @@ long as all are as they were, the document is true. Anything else, a document of
 a broken one among it, is no document, and the binary is asked again.
 """
 
-import contextlib
 import difflib
-import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +18,12 @@ from msgspec import DecodeError, Raw, Struct, convert, json
 
 from ..errors import ArgumentError, BinaryError
 from ..qmp.schema import Schema
+from .cache import alone, cache_file, replace
 from .trial import Trial
 
 PROBE_TIMEOUT: Final = 10.0  # s; it takes 0.2 s: more is a host that swaps, or a program that hangs
 FORMAT: Final = 1  # of the cache's documents
 _LOCK_TIMEOUT: Final = 2 * PROBE_TIMEOUT  # s; who holds the lock longer does not work on it any more
-_LOCK_POLL: Final = 0.005  # s
 _NEAR: Final = 5  # names in an error
 
 
@@ -182,14 +178,14 @@ def schema_of(binary: Binary, cache_dir: Path) -> Schema:
 
 
 def _known(path: Path, cache_dir: Path) -> _Document:
-    file = cache_dir / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    file = cache_file(cache_dir, path, ".json")
     if (known := _read(file, path)) is not None:
         return known
-    with _alone(file.with_suffix(".lock")):
+    with alone(file, _LOCK_TIMEOUT):
         if (known := _read(file, path)) is not None:  # somebody else asked it meanwhile
             return known
         document = _ask(path)
-        _write(file, json.encode(document))
+        replace(file, json.encode(document))
     return document
 
 
@@ -203,38 +199,6 @@ def _read(file: Path, path: Path) -> _Document | None:
         return None
     true = document.binary.path == os.fspath(path) and all(stamp.holds() for stamp in document.stamps)
     return document if true else None
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Replace it at once or not at all. Nothing is flushed: what a crash breaks is asked again."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
-        fd, name = tempfile.mkstemp(prefix=".", dir=file.parent)
-        undo.callback(os.unlink, name)
-        with open(fd, "wb") as aside:
-            aside.write(data)
-        os.replace(name, file)
-        undo.pop_all()
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one at a time ask, for the others to read what it learnt; but wait for nobody who hangs."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        yield  # nothing can be kept here
-        return
-    try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while time.monotonic() < deadline:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_LOCK_POLL)
-        yield
-    finally:
-        os.close(fd)
 
 
 # -- asking it -----------------------------------------------------------------------------------

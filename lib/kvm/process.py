@@ -24,7 +24,7 @@ STATUS_TIMEOUT: Final = 1.0  # s, from the process's end to its status; it takes
 LOG_TAIL: Final = 4096  # bytes of a log that an error may quote
 _FIRST_LOOK: Final = 0.0003  # s: about what one exec takes
 _LAST_LOOK: Final = 0.01  # s
-_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _SETPRIV: Final = "setpriv"
 _NOT_MOVED: Final = "it could not be moved to its control group"
 _NOT_EXECUTED: Final = (125, 126, 127)  # exit statuses of the keeper, the shell and setpriv for what did not execute
@@ -186,7 +186,7 @@ def spawn(
             fds=fds,
             log=log_fd,
             cwd=cwd,
-            env=_ENVIRONMENT if env is None else env,
+            env=ENVIRONMENT if env is None else env,
             timeout=timeout,
         )
     finally:

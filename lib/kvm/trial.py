@@ -7,6 +7,7 @@ is no path for anybody else to come by, and no name to be left behind.
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, Final, Self
 from ..errors import BinaryError, BinarySlow, CommandError, ConnectionClosed, MonitorError, MonitorTimeout, ProcessStuck
 from ..monitor.connection import QmpConnection
 from .keeper import ExitStatus
+from .process import ENVIRONMENT
 
 KILL_TIMEOUT: Final = 10.0  # s; it has next to no memory to free, so more is a kernel that hangs
 OBITUARY_TIMEOUT: Final = 1.0  # s, from the end of its monitor to its own
@@ -120,7 +122,7 @@ class Trial:
                 self._process = subprocess.Popen(
                     [*_SETPRIV, os.fspath(self._path), *monitor, *self._words],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), *self._fds),
-                    start_new_session=True, cwd="/", env=None,
+                    start_new_session=True, cwd="/", env=ENVIRONMENT,
                 )  # fmt: skip
             except OSError as error:
                 raise BinaryError(os.fspath(self._path), f"setpriv: {error.strerror}") from error
@@ -128,6 +130,8 @@ class Trial:
                 os.close(log)
         self._pidfd = os.pidfd_open(self._process.pid)
         stack.callback(os.close, self._pidfd)
+        with contextlib.suppress(OSError):  # that it may abort is no news: no core in the root directory for that
+            resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
 
     def _end(self) -> None:
         """Kill it and what it may have started, and see it end."""
@@ -161,7 +165,8 @@ class Trial:
             return self._slow()
         if isinstance(error, MonitorError) and self._ended(OBITUARY_TIMEOUT):
             status = self._status()
-            return BinaryError(os.fspath(self._path), f"it ended with {status}", status=str(status), log=self._tail())
+            reason = f"it {'ended with' if status.signal is None else 'was'} {status}"
+            return BinaryError(os.fspath(self._path), reason, status=str(status), log=self._tail())
         reason = "it closed its monitor" if isinstance(error, ConnectionClosed) else str(error)
         return BinaryError(os.fspath(self._path), reason, log=self._tail())
 

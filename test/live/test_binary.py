@@ -107,7 +107,7 @@ def test_script_is_known_by_what_it_executes(qemu: Path, tmp_path: Path, script:
     [
         ("exit 0", "it ended with exit status 0", "exit status 0", ""),
         ("echo one; echo two >&2; exit 3", "ended with exit status 3", "exit status 3", "one\ntwo"),
-        ("kill -ABRT $$", "killed by SIGABRT", "killed by SIGABRT", ""),
+        ("kill -ABRT $$", "was killed by SIGABRT", "killed by SIGABRT", ""),
         ("yes | head -n 9999 >&2; exit 1", "exit status 1", "exit status 1", "y\n" * 9 + "y"),
         ("exec no-such-program", "exit status 127", "exit status 127", ""),
     ],

@@ -13,6 +13,7 @@ from drover.kvm import binary as module
 from drover.kvm.binary import Binary, MachineType, find_binary, probe_binary, schema_of
 from drover.kvm.binary import _Document as Document
 from drover.kvm.binary import _Stamp as Stamp
+from drover.kvm.cache import alone
 
 MACHINES = [
     MachineType("pc-q35-7.2", 288, True, alias="q35", default_ram_id="pc.ram"),
@@ -219,7 +220,7 @@ def test_nobody_waits_for_one_who_hangs(asked: Asked, qemu: Path, cache: Path, m
     probe_binary(os.fspath(qemu), cache)
     document = document_of(cache)
     document.unlink()
-    with module._alone(document.with_suffix(".lock")):
+    with alone(document, 1):
         probe_binary(os.fspath(qemu), cache)
     assert len(asked) == 2
 
