@@ -50,6 +50,9 @@
     |  +- ProcessGone              it ended, and whatever has its pid now is another
     |  +- GroupBusy                a control group has not stopped, or not ended, in time; also a TimeoutError
     |  +- ProcessStuck             it was killed and has not ended yet: it sits in the kernel; also a TimeoutError
+    +- NetworkError                the host's side of a NIC could not be made: nothing of it is left; or not removed
+    |  +- ScriptFailed             a script, or another program for it, failed; its output
+    |     +- ScriptSlow            ... or did not end in time, and was killed; also a TimeoutError
     +- MigrationError              a migration did not do what was asked
        +- MigrationFailed          QEMU says it failed, and why
        +- MigrationCancelled       somebody cancelled it
@@ -74,6 +77,7 @@ from .node import (
     InstanceExists,
     InstanceNotFound,
     InstanceTimeout,
+    NetworkError,
     NoFreeUid,
     Problem,
     ProcessError,
@@ -81,6 +85,8 @@ from .node import (
     ProcessRuns,
     ProcessStuck,
     RecordError,
+    ScriptFailed,
+    ScriptSlow,
     SpawnFailed,
     SpecError,
     StartFailed,
@@ -137,6 +143,9 @@ __all__ = [
     "ProcessGone",
     "GroupBusy",
     "ProcessStuck",
+    "NetworkError",
+    "ScriptFailed",
+    "ScriptSlow",
     "MigrationError",
     "MigrationFailed",
     "MigrationCancelled",

@@ -256,3 +256,38 @@ class ProcessStuck(ProcessError, TimeoutError):
         self.timeout = timeout
         self.state = state
         self.waits_in = waits_in
+
+
+class NetworkError(DroverError):
+    """The host's side of a NIC could not be made, in which case nothing of it is left; or not be taken away.
+
+    :ivar device: the network interface, or what else it is about
+    :ivar problem: what is wrong
+    """
+
+    def __init__(self, device: str, problem: str) -> None:
+        super().__init__(f"{device}: {problem}")
+        self.device = device
+        self.problem = problem
+
+
+class ScriptFailed(NetworkError):
+    """A script or program that sets up the host's network failed.
+
+    :ivar output: the end of what it printed
+    """
+
+    def __init__(self, program: str, problem: str, output: str = "") -> None:
+        super().__init__(program, problem + (f": {output}" if output else ""))
+        self.output = output
+
+
+class ScriptSlow(ScriptFailed, TimeoutError):
+    """It did not end in time and was killed, with all of its process group. What it did meanwhile holds.
+
+    :ivar timeout: how long it had, in seconds
+    """
+
+    def __init__(self, program: str, timeout: float, output: str = "") -> None:
+        super().__init__(program, f"did not end within {timeout:g} s, and was killed", output)
+        self.timeout = timeout

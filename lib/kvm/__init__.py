@@ -4,6 +4,7 @@
 - :mod:`.argv`  from it to QEMU's command line
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.paths`  where everything of it lies
+- :mod:`.net`  the host's side of a NIC, made and taken away, with its :mod:`.scripts`
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
 - :mod:`.images`  images of disks, opened with all that they stand on, made, and looked at
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended

@@ -1,0 +1,145 @@
+"""What needs netlink: VLANs of a bridge, routes and rules, macvtap devices.
+
+pyroute2 takes 150 ms to load, so it is imported when it is first needed.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from .links import get_index
+
+_PVID_UNTAGGED: Final = 0x2 | 0x4  # BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED
+_TABLE_NAMES: Final = ("/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables")
+
+
+def bridges() -> list[str]:
+    """The bridges there are, by name."""
+    with _netlink() as netlink:
+        return sorted(link.get("ifname") for link in netlink.link("dump") if _kind(link) == "bridge")
+
+
+def filters_vlans(bridge: str) -> bool:
+    """Whether a bridge keeps its VLANs apart.
+
+    :raises OSError: there is none of that name
+    """
+    with _netlink() as netlink:
+        link = netlink.link("get", ifname=bridge)[0]
+        return bool(link.get(("linkinfo", "data", "br_vlan_filtering")))
+
+
+def set_port_vlan(port: str, vlan: int) -> None:
+    """Put a port of a bridge into one VLAN, and out of all others; what comes and goes has no tag."""
+    with _netlink() as netlink:
+        index = get_index(port)
+        for link in netlink.get_vlans(index=index):
+            for _, found in link.get("af_spec").get("attrs", ()):
+                netlink.vlan_filter("del", index=index, vlan_info={"vid": found["vid"]})
+        netlink.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": _PVID_UNTAGGED})
+
+
+def add_route(device: str, ip: str, table: int | None) -> None:
+    """Lead to one address through a device.
+
+    :param table: of routes; None for the main one
+    :raises OSError: there is such a route already (EEXIST)
+    """
+    address = ipaddress.ip_address(ip)
+    with _netlink() as netlink:
+        netlink.route(
+            "add",
+            dst=f"{address}/{address.max_prefixlen}",
+            oif=get_index(device),
+            scope="link" if address.version == 4 else "universe",
+            **({} if table is None else {"table": table}),
+        )
+
+
+def add_rule(device: str, ip: str, table: int) -> None:
+    """Let what comes in by a device be routed by a table first.
+
+    :param ip: an address of the family that it is for
+    """
+    with _netlink() as netlink:
+        netlink.rule("add", family=_family(ip), iifname=device, table=table)
+
+
+def delete_rules(device: str) -> None:
+    """Take such rules away, also of a device that is gone: they stay when it goes."""
+    with _netlink() as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for rule in netlink.get_rules(family=family):
+                if rule.get("iifname") == device:
+                    _unless_gone(netlink.rule, "del", family=family, iifname=device, priority=rule.get("priority"))
+
+
+def add_macvtap(name: str, parent: str, mac: str) -> None:
+    """Make a macvtap device on another one, in mode ``bridge``: such devices on one parent see each other.
+
+    :raises OSError: there is an interface of that name (EEXIST), or no such parent (ENODEV)
+    """
+    with _netlink() as netlink:
+        index = get_index(parent)
+        netlink.link("add", ifname=name, kind="macvtap", link=index, macvtap_mode="bridge", address=mac)
+
+
+def delete_macvtap(name: str) -> None:
+    """Delete it, if it is there and is a macvtap device."""
+    with _netlink() as netlink:
+        for link in _unless_gone(netlink.link, "get", ifname=name) or ():
+            if _kind(link) == "macvtap":
+                _unless_gone(netlink.link, "del", index=link["index"])
+
+
+def table_number(name: str) -> int | None:
+    """The number of a routing table, which may have a name.
+
+    :returns: None for one that nobody has named
+    """
+    if name.isdecimal():
+        return int(name)
+    for file in map(Path, _TABLE_NAMES):
+        with contextlib.suppress(FileNotFoundError):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if (words := line.split())[1:2] == [name] and words[0].isdecimal():
+                    return int(words[0])
+    return None
+
+
+@contextlib.contextmanager
+def _netlink() -> Iterator[Any]:
+    """A netlink socket in this thread's network namespace, whose errors are OSError."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as netlink:
+        try:
+            yield netlink
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
+
+
+def _unless_gone(call: Callable[..., Any], *words: str, **options: Any) -> Any:
+    """None where what it is about is gone already."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        return call(*words, **options)
+    except NetlinkError as error:
+        if error.code not in (errno.ENODEV, errno.ENOENT):
+            raise
+        return None
+
+
+def _kind(link: Any) -> str:
+    return link.get(("linkinfo", "kind")) or ""
+
+
+def _family(ip: str) -> socket.AddressFamily:
+    return socket.AF_INET if ipaddress.ip_address(ip).version == 4 else socket.AF_INET6
