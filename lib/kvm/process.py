@@ -118,7 +118,7 @@ class Process:
         if self.wait(timeout):
             return
         try:
-            raise ProcessStuck(self.pid, timeout, _stat(self.pid)[0], _waits_in(self.pid))
+            raise stuck(self.pid, timeout)
         except ProcessGone:
             return
 
@@ -247,6 +247,15 @@ def _see_it_execute(process: Process, deadline: float) -> str:
             return "it did not execute in time"
         time.sleep(pause)
         pause = min(pause * 1.5, _LAST_LOOK)
+
+
+def stuck(pid: int, timeout: float) -> ProcessStuck:
+    """The error of a process that was killed and has not ended.
+
+    :param timeout: how long it had, in seconds
+    :raises ProcessGone: it has, meanwhile
+    """
+    return ProcessStuck(pid, timeout, _stat(pid)[0], _waits_in(pid))
 
 
 def current_boot() -> str:

@@ -15,12 +15,14 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Self
 
-from ..errors import BinaryError, BinarySlow, CommandError, ConnectionClosed, MonitorError, MonitorTimeout, ProcessStuck
+from ..errors import BinaryError, BinarySlow, CommandError, ConnectionClosed, MonitorError, MonitorTimeout
 from ..monitor.connection import QmpConnection
 from .keeper import ExitStatus
-from .process import ENVIRONMENT
+from .process import ENVIRONMENT, stuck
+from .rollback import Rollback
 
 KILL_TIMEOUT: Final = 10.0  # s; it has next to no memory to free, so more is a kernel that hangs
 OBITUARY_TIMEOUT: Final = 1.0  # s, from the end of its monitor to its own
@@ -54,7 +56,7 @@ class Trial:
         self._fds = tuple(fds)
         self._timeout = timeout
         self._deadline = 0.0
-        self._stack = contextlib.ExitStack()
+        self._undo = Rollback()
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._log = -1
@@ -92,44 +94,51 @@ class Trial:
         :raises BinarySlow: it did not get that far in time
         """
         self._deadline = time.monotonic() + self._timeout
-        with self._stack as stack:
-            stack.callback(self._end)
-            self._start(stack)
-            try:
-                self.qmp.connect(self._left())
-            except MonitorError as error:
-                raise self._verdict(error) from error
-            self._stack = stack.pop_all()
+        try:
+            self._start()
+            self.qmp.connect(self._left())
+        except MonitorError as error:
+            verdict = self._verdict(error)
+            self.__exit__(type(verdict), verdict, None)
+            raise verdict from error
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.__exit__(kind, error, trace)
 
     # -- its life --------------------------------------------------------------------------------
 
-    def _start(self, stack: contextlib.ExitStack) -> None:
+    def _start(self) -> None:
         _check_executable(self._path)
         ours, theirs = socket.socketpair()
-        self.qmp = QmpConnection(ours, timeout=self._timeout, share_discovery=False)  # it would ask who we are
-        stack.callback(ours.close)
-        stack.callback(self.qmp.close)
         with theirs:
-            self._log, log = os.pipe2(os.O_CLOEXEC)
-            stack.callback(os.close, self._log)
-            os.set_blocking(self._log, False)
+            self._undo.remember("a socket", ours.close)
+            self.qmp = QmpConnection(ours, timeout=self._timeout, share_discovery=False)  # it would ask who we are
+            self._undo.remember("a connection", self.qmp.close)
             monitor = ("-chardev", f"socket,id=trial,fd={theirs.fileno()}", "-mon", "chardev=trial,mode=control")
-            try:
-                self._process = subprocess.Popen(
-                    [*_SETPRIV, os.fspath(self._path), *monitor, *self._words],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), *self._fds),
-                    start_new_session=True, cwd="/", env=ENVIRONMENT,
-                )  # fmt: skip
-            except OSError as error:
-                raise BinaryError(os.fspath(self._path), f"setpriv: {error.strerror}") from error
-            finally:
-                os.close(log)
+            self._launch([*_SETPRIV, os.fspath(self._path), *monitor, *self._words], [theirs.fileno(), *self._fds])
+
+    def _launch(self, words: Sequence[str], fds: Sequence[int]) -> None:
+        self._log, log = os.pipe2(os.O_CLOEXEC)
+        self._undo.remember("a pipe", lambda: os.close(self._log))
+        os.set_blocking(self._log, False)
+        try:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds,
+                start_new_session=True, cwd="/", env=ENVIRONMENT,
+            )  # fmt: skip
+        except OSError as error:
+            raise BinaryError(os.fspath(self._path), f"setpriv: {error.strerror}") from error
+        finally:
+            os.close(log)
+        self._undo.remember("a trial QEMU", self._end)
         self._pidfd = os.pidfd_open(self._process.pid)
-        stack.callback(os.close, self._pidfd)
+        self._undo.remember("a pidfd", lambda: os.close(self._pidfd))
         with contextlib.suppress(OSError):  # that it may abort is no news: no core in the root directory for that
             resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
 
@@ -142,7 +151,7 @@ class Trial:
         try:
             self._process.wait(KILL_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise ProcessStuck(self._process.pid, KILL_TIMEOUT, "?") from error
+            raise stuck(self._process.pid, KILL_TIMEOUT) from error
 
     def _ended(self, timeout: float) -> bool:
         poll = select.poll()
@@ -182,6 +191,8 @@ class Trial:
 
 
 def _check_executable(path: Path) -> None:
+    if not path.is_file():  # to open a pipe would wait for who writes to it
+        raise BinaryError(os.fspath(path), "it is not a file")
     try:
         with path.open("rb") as file:
             start = file.read(4)

@@ -14,6 +14,7 @@ import pytest
 
 from drover.errors import BinaryError, BinarySlow
 from drover.kvm import binary as module
+from drover.kvm import trial as trial_module
 from drover.kvm.binary import probe_binary, schema_of
 from drover.kvm.trial import Trial
 from machines import qemu_of
@@ -176,6 +177,30 @@ def test_file_that_is_no_program(tmp_path: Path, content: bytes) -> None:
     path.chmod(0o755)
     with pytest.raises(BinaryError):
         probe_binary(os.fspath(path), tmp_path / "cache")
+
+
+def test_one_that_cannot_be_killed(
+    qemu: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trial_module, "KILL_TIMEOUT", 0.1)
+    trial = Trial(Path(os.path.realpath(qemu)), ["-machine", "none"], timeout=10)
+
+    def fail() -> None:
+        with monkeypatch.context() as patched, trial:
+            patched.setattr(os, "killpg", lambda *_: None)
+            raise KeyError
+
+    with pytest.raises(KeyError) as caught:
+        fail()
+    assert "has not ended within 0.1 s" in caught.value.__notes__[0]
+    assert "undo of a trial QEMU failed" in caplog.text
+    trial._end()
+
+
+def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o755)
+    with pytest.raises(BinaryError, match="is not a file"):
+        probe_binary(os.fspath(tmp_path / "pipe"), tmp_path / "cache")
 
 
 def test_goes_with_a_killed_manager(qemu: Path, tmp_path: Path) -> None:
