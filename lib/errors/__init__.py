@@ -19,6 +19,7 @@
     |  +- CommandNotSupported      QEMU has no such command
     +- NotSupported                this QEMU (or agent) lacks a feature; says which version has it
     +- ArgumentError               you passed something wrong: field, value, what is allowed
+    |  +- SpecError                a specification is wrong; says all that is wrong with it
     +- HotplugError                a device could not be added or removed
     |  +- NoFreeSlot               every bus that was looked at is full
     |  +- UnplugRefused            the guest said no
@@ -37,7 +38,6 @@
     |  +- InstanceTimeout          it was not in time as it was to be: UNKNOWN; also a TimeoutError
     |  +- WrongState               it runs, and should not, or the other way round
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
-    +- SpecError                   a specification is wrong: every problem with its path
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- ImageError                  an image could not be made; nothing of it is left
     |  +- ImageSlow                ... in time; also a TimeoutError
@@ -60,11 +60,12 @@
 The first error of an operation is the one raised. What went wrong while undoing
 it is added to that error as notes (``__notes__``).
 
-The classes of the node, its instances and processes, are in :mod:`.node`, the others here.
+Those about arguments are in :mod:`.argument`, those of the node, its instances and processes in :mod:`.node`.
 """
 
 from collections.abc import Iterable
 
+from .argument import ArgumentError, Problem, SpecError
 from .base import DroverError
 from .node import (
     BinaryError,
@@ -79,7 +80,6 @@ from .node import (
     InstanceTimeout,
     NetworkError,
     NoFreeUid,
-    Problem,
     ProcessError,
     ProcessGone,
     ProcessRuns,
@@ -88,7 +88,6 @@ from .node import (
     ScriptFailed,
     ScriptSlow,
     SpawnFailed,
-    SpecError,
     StartFailed,
     WrongState,
 )
@@ -111,6 +110,8 @@ __all__ = [
     "CommandNotSupported",
     "NotSupported",
     "ArgumentError",
+    "SpecError",
+    "Problem",
     "HotplugError",
     "NoFreeSlot",
     "UnplugRefused",
@@ -129,8 +130,6 @@ __all__ = [
     "InstanceTimeout",
     "WrongState",
     "StartFailed",
-    "SpecError",
-    "Problem",
     "RecordError",
     "ImageError",
     "ImageSlow",
@@ -310,21 +309,6 @@ class NotSupported(DroverError):
         super().__init__(f"{feature} is not supported by {by}" + (f" (needs {needs})" if needs else ""))
         self.feature = feature
         self.needs = needs
-
-
-class ArgumentError(DroverError, ValueError):
-    """A wrong argument, found before anything was touched.
-
-    :ivar field: the argument's name
-    :ivar value: what was passed
-    :ivar allowed: what may be passed
-    """
-
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
-        self.field = field
-        self.value = value
-        self.allowed = allowed
 
 
 class HotplugError(DroverError):

@@ -1,7 +1,6 @@
 """What can be wrong with an instance, its documents and its processes; :mod:`drover.errors` draws the whole tree."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from .base import DroverError
 
@@ -76,31 +75,6 @@ class StartFailed(InstanceError):
     def __init__(self, name: str, problem: str, log: str = "") -> None:
         super().__init__(name, problem + (f": {log.strip()}" if log.strip() else ""))
         self.log = log
-
-
-class Problem(NamedTuple):
-    """One fault of a specification.
-
-    :ivar path: the field, such as ``disks[1].cache``; empty for the whole
-    :ivar text: what is wrong with its value, and what is allowed
-    """
-
-    path: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.text}" if self.path else self.text
-
-
-class SpecError(DroverError, ValueError):
-    """A specification is wrong; nothing was touched.
-
-    :ivar problems: all that is wrong
-    """
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(map(str, self.problems)))
 
 
 class RecordError(DroverError):

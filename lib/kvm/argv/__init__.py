@@ -1,52 +1,84 @@
-"""QEMU's command line, from a specification: one function for each class of device. Pure: nothing is opened here.
+"""From a specification to QEMU's command line. Pure: nothing is looked up or opened here.
 
-- :mod:`.launch`   what comes out: the words, and which descriptors go where
-- :mod:`.board`    machine, processors, memory, firmware, monitors
-- :mod:`.places`   a PCI address for everything, none left to QEMU
-- :mod:`.devices`  disks, network cards, the rest
+- :mod:`.launch`  what goes in and comes out
+- :mod:`.places`  where on which bus
+- :mod:`.board`, :mod:`.disks`, :mod:`.nics`, :mod:`.screen`, :mod:`.devices`  the words, a function a class of devices
+
+Not on the command line, as it has no place there: passwords, limits of disks, the pinning of CPUs.
+Whoever starts the machine sets them before it runs.
 """
 
-from pathlib import Path
-
-from msgspec import Struct
-
 from ..spec import Spec
-from . import board, devices
-from .launch import Built, DiskNeed, Launch
+from . import board, devices, disks, nics, screen
+from .launch import Built, DiskNeed, Given, Launch, Qemu, Writer
 from .places import Places
 
-__all__ = ["Built", "DiskNeed", "Given", "Launch", "build"]
+__all__ = ["build", "Launch", "Given", "DiskNeed", "Built", "Qemu"]
 
 
-class Given(Struct, frozen=True, kw_only=True):
-    """What is decided elsewhere.
+def build(spec: Spec, given: Given, qemu: Qemu | None = None) -> Launch:
+    """The command line that starts this instance, paused, with its monitors listening.
 
-    :ivar machine: the versioned machine type
-    :ivar accelerator: ``kvm`` or ``tcg``
-    :ivar private: the folder that QEMU itself may write to
-    :ivar host_devices: ids of the disks whose source is a block device
+    The same comes out for the same arguments, always.
+
+    :param spec: as :func:`drover.kvm.spec.parse` gives it
+    :param given: what is not in the specification
+    :param qemu: the QEMU that will be started, to be asked for each device whether it has it
+    :raises ArgumentError: the machine has no room for all
+    :raises NotSupported: the QEMU lacks a device
     """
+    out = Writer(spec, given, qemu)
+    places = _places(spec, given)
+    board.write_machine(out)
+    board.write_cpu(out)
+    board.write_memory(out)
+    board.write_firmware(out)
+    board.write_boot(out)
+    board.write_smbios(out)
+    board.write_monitors(out)
+    board.write_buses(out, places)
+    devices.write_serial(out)
+    devices.write_agents(out, places)
+    screen.write_screen(out, places)
+    nics.write_nics(out, places)
+    disks.write_disks(out, places)
+    disks.write_seed(out, places)
+    devices.write_usb(out, places)
+    devices.write_vfio(out, places)
+    devices.write_balloon(out, places)
+    devices.write_rng(out, places)
+    devices.write_watchdog(out, places)
+    devices.write_vsock(out, places)
+    devices.write_tpm(out)
+    devices.write_panic(out)
+    out.add(*spec.extra_args)
+    return out.finish()
 
-    machine: str
-    accelerator: str
-    private: Path
-    host_devices: frozenset[str] = frozenset()
 
-
-def build(spec: Spec, given: Given) -> Launch:
-    """The command line that makes `spec` of a QEMU. The same comes out for the same arguments, always."""
-    launch = Launch()
-    places = Places("q35" in given.machine, spec.machine.root_ports)
-    board.machine(launch, spec, given.machine, given.accelerator)
-    board.processors(launch, spec, given.accelerator)
-    board.memory(launch, spec)
-    board.boot(launch, spec)
-    board.monitors(launch)
-    devices.serial(launch, spec)
-    devices.helpers(launch, spec, places)
-    devices.disks(launch, spec, places, given.host_devices)
-    devices.nics(launch, spec, places)
-    devices.screen(launch, spec, places, given.private)
-    launch.put_first(places.words())
-    launch.add(*spec.extra_args)
-    return launch
+def _places(spec: Spec, given: Given) -> Places:
+    """Network cards first: guests name them by their places, and disks by their contents."""
+    pluggable = [
+        *(nic.id for nic in spec.nics),
+        *(device.id for device in spec.vfio),
+        *(disk.id for disk in spec.disks if disk.bus == "virtio-blk"),
+        *([disks.SEED] if spec.cloud_init else []),
+    ]
+    bridges = [f"br{n}" for n in range(spec.machine.bridges)]
+    fixed = {
+        "vserial": spec.agent or (spec.spice and spec.spice.agent),
+        "balloon": spec.memory.balloon,
+        "rng": spec.rng,
+        "xhci": spec.usb or spec.screen,
+        "vsock": spec.vsock_cid,
+        "watchdog": spec.watchdog and spec.watchdog.model == "i6300esb",
+        "ahci": disks.needs_ahci(spec),
+        **dict.fromkeys([*bridges, *disks.scsi_controllers(spec)], True),
+    }
+    return Places(
+        q35=spec.machine.q35,
+        pluggable=pluggable,
+        fixed=[name for name, there in fixed.items() if there],
+        spare=spec.machine.root_ports,
+        bridges=len(bridges),
+        before=given.places,
+    )

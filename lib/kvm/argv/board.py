@@ -1,62 +1,125 @@
-"""Machine, processors, memory, what boots, and the monitors."""
+"""The board: machine, acceleration, CPUs, memory, firmware, what it boots."""
 
-from typing import Final
+from typing import Any, Final
 
-from ..spec import Spec
-from .launch import Launch
+from ...ops.chain import Layer
+from ...ops.image import file_node
+from .launch import DiskNeed, Writer, escape
+from .places import Places
 
 MONITORS: Final = ("control", "events", "people")
-# Bytes of translated code that TCG keeps. Its own choice of 1 GiB takes as much memory, and makes a reboot slow.
-_TRANSLATED: Final = 64  # MiB
+# What a guest may make QEMU do in the host. Setting a uid is not among it, so that is done before QEMU starts.
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# MiB for translated code, instead of up to 1 GiB: QEMU takes half the memory, at little cost.
+_TB_SIZE: Final = 32
+_TB_SIZE_PER_CPU: Final = 8  # each virtual CPU translates into a part of its own
+_HUGE: Final = {"2MiB": 2 << 20, "1GiB": 1 << 30}
+_MEMORY: Final = "ram"
 
 
-def machine(launch: Launch, spec: Spec, machine: str, accelerator: str) -> None:
-    """What it is, and that it stands still until it is told to run, and when it is at its end."""
-    launch.add("-nodefaults", "-no-user-config", "-S", "-action", "shutdown=pause,panic=pause", "-sandbox", _SANDBOX)
-    launch.add("-name", f"guest={spec.name},debug-threads=on")
+def write_machine(out: Writer) -> None:
+    """What it is; that it stands still until it is told to run, and when it is at its end."""
+    spec = out.spec
+    out.add("-nodefaults", "-no-user-config", "-S", "-action", "shutdown=pause,panic=pause", "-sandbox", _SANDBOX)
+    out.pairs("-name", guest=spec.name, debug_threads="on")
     if spec.uuid:
-        launch.add("-uuid", spec.uuid)
-    backend = ",memory-backend=ram"
-    launch.add("-machine", f"{machine},usb=off{backend}")
-    launch.add("-accel", f"tcg,tb-size={_TRANSLATED}" if accelerator == "tcg" else accelerator)
+        out.add("-uuid", spec.uuid)
+    machine = {"memory-backend": _MEMORY}
+    if spec.firmware.type == "uefi":
+        machine |= {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
+    if spec.firmware.secure_boot:
+        machine["smm"] = "on"
+    out.pairs("-machine", out.given.machine, **machine)
+    if out.given.accelerator == "kvm":
+        out.add("-accel", "kvm")
+    else:
+        out.add("-accel", f"tcg,tb-size={max(_TB_SIZE, _TB_SIZE_PER_CPU * spec.cpu.max)}")
+    out.add("-rtc", f"base={spec.machine.rtc}")
 
 
-def processors(launch: Launch, spec: Spec, accelerator: str) -> None:
-    """The virtual CPUs."""
-    cpu = spec.cpu
-    model = cpu.model or ("host" if accelerator == "kvm" else "max")
-    features = "".join(f",{name}={'on' if wanted else 'off'}" for name, wanted in sorted(cpu.features.items()))
-    launch.add("-cpu", f"{model}{features}")
-    shape = f",sockets={cpu.sockets},cores={cpu.cores},threads={cpu.threads}" if cpu.sockets else ""
-    launch.add("-smp", f"{cpu.count},maxcpus={cpu.max or cpu.count}{shape}")
+def write_cpu(out: Writer) -> None:
+    """Model, features, and how the CPUs are arranged."""
+    cpu = out.spec.cpu
+    model = cpu.model or ("host" if out.given.accelerator == "kvm" else "max")
+    out.add("-cpu", ",".join([model, *(f"{name}={'on' if on else 'off'}" for name, on in cpu.features.items())]))
+    sockets, cores, threads = cpu.topology
+    out.pairs(
+        "-smp", cpus=str(cpu.count), maxcpus=str(cpu.max), sockets=str(sockets), cores=str(cores), threads=str(threads)
+    )
 
 
-def memory(launch: Launch, spec: Spec) -> None:
-    """The guest's memory, and the room for more."""
-    wanted = spec.memory
-    room = f",slots={wanted.slots},maxmem={wanted.max}B" if wanted.slots else ""
-    launch.add("-m", f"size={wanted.size}B{room}")
-    kind = "memory-backend-memfd" if wanted.shared or wanted.hugepages else "memory-backend-ram"
-    # what is shared must be asked for; huge pages too
-    launch.option(
-        "-object", qom_type=kind, id="ram", size=wanted.size, share=True if wanted.shared else None,
-        hugetlb=True if wanted.hugepages else None,
-    )  # fmt: skip
+def write_memory(out: Writer) -> None:
+    """The memory and what it is made of."""
+    memory = out.spec.memory
+    room = f",slots={memory.slots},maxmem={memory.max}B" if memory.slots or memory.max > memory.size else ""
+    out.add("-m", f"size={memory.size}B{room}")
+    if memory.shared or memory.hugepages != "off":
+        huge: dict[str, Any] = {}
+        if memory.hugepages != "off":
+            # all of them at once: a page that is missing later would kill QEMU
+            huge = {"hugetlb": True, "hugetlbsize": _HUGE[memory.hugepages], "prealloc": True}
+        out.object("memory-backend-memfd", _MEMORY, size=memory.size, share=memory.shared, **huge)
+    else:
+        out.object("memory-backend-ram", _MEMORY, size=memory.size)
 
 
-def boot(launch: Launch, spec: Spec) -> None:
-    """What runs first."""
-    wanted = spec.boot
-    if wanted.menu:
-        launch.add("-boot", "menu=on")
-    for option, value in (("-kernel", wanted.kernel), ("-initrd", wanted.initrd), ("-append", wanted.cmdline)):
+def write_firmware(out: Writer) -> None:
+    """The firmware and its variables."""
+    firmware = out.spec.firmware
+    if firmware.type == "bios":
+        if firmware.code:
+            out.add("-bios", firmware.code)
+        return
+    for part, path, read_only in (("code", out.given.firmware_code, True), ("vars", out.given.firmware_vars, False)):
+        fd, node = f"firmware.{part}", f"firmware-{part}"
+        out.need(DiskNeed(fds=(fd,), layers=(Layer(path, "raw"),), read_only=read_only, cache="writeback"))
+        common = {"read-only": read_only}
+        filename = out.fdset(fd, fd)
+        out.json("-blockdev", {"driver": "file", "node-name": file_node(node), "filename": filename, **common})
+        out.json("-blockdev", {"driver": "raw", "node-name": node, "file": file_node(node), **common})
+    if firmware.secure_boot:
+        # only code in system management mode may write the variables, which must not survive in a sleeping machine
+        out.add("-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
+
+
+def write_boot(out: Writer) -> None:
+    """A kernel, or in which order devices are tried: only those are that have a place in it."""
+    boot = out.spec.boot
+    out.add("-boot", f"strict=on,menu={'on' if boot.menu else 'off'}")
+    for option, value in (("-kernel", boot.kernel), ("-initrd", boot.initrd), ("-append", boot.cmdline)):
         if value:
-            launch.add(option, value)
+            out.add(option, value)
 
 
-def monitors(launch: Launch) -> None:
-    """Three, for one serves one client: for control, for whoever listens to events, and for people."""
+def write_smbios(out: Writer) -> None:
+    """What the guest reads of its hardware."""
+    said = out.spec.smbios
+    names = ("manufacturer", "product", "version", "serial", "sku", "family")
+    if values := [f"{name}={escape(value)}" for name in names if (value := getattr(said, name))]:
+        out.add("-smbios", ",".join(["type=1", *values]))
+    if said.oem_strings:
+        out.add("-smbios", ",".join(["type=11", *(f"value={escape(value)}" for value in said.oem_strings)]))
+
+
+def write_monitors(out: Writer) -> None:
+    """QMP monitors, on sockets that listen before QEMU is there: one serves one client at a time."""
     for name in MONITORS:
-        launch.add("-chardev", f"socket,id={name},fd={{fd:{name}}},server=on,wait=off")
-        launch.add("-mon", f"chardev={name},mode=control")
+        write_listener(out, name)
+        out.pairs("-mon", chardev=name, mode="control")
+
+
+def write_listener(out: Writer, name: str, **more: str) -> None:
+    """A character device on a socket that we have bound."""
+    out.pairs("-chardev", "socket", id=name, fd=out.fd(name), server="on", wait="off", **more)
+
+
+def write_buses(out: Writer, places: Places) -> None:
+    """Root ports and bridges."""
+    for number in range(places.root_ports):
+        out.device("pcie-root-port", id=f"rp{number}", chassis=number + 1, **places.root_port(number))
+    for number in range(out.spec.machine.bridges):
+        name = f"br{number}"
+        if out.spec.machine.q35:
+            out.device("pcie-pci-bridge", id=name, **places.fixed(name))
+        else:
+            out.device("pci-bridge", id=name, chassis_nr=number + 1, **places.fixed(name))

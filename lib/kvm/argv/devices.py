@@ -1,106 +1,115 @@
-"""Disks, network cards, and what else is plugged into the board."""
+"""What else is plugged into the board: console, agents, balloon, random numbers, watchdog, USB, devices of the host."""
 
-from collections.abc import Collection
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ...ops.image import CACHES, block_nodes
-from ..spec import Disk, Nic, Spec
-from .launch import Built, DiskNeed, Launch, device
+from ..spec import UsbDevice
+from .board import write_listener
+from .launch import Writer
 from .places import Places
 
-SCSI: Final = "scsi0"
-CONSOLE_LOG: Final = "console-log"
-# An agent finds its port by this name.
-_AGENT_PORT: Final = "org.qemu.guest_agent.0"
+CONSOLE_LOG: Final = "console-log"  # its descriptor
+_AGENT: Final = "org.qemu.guest_agent.0"  # by these names agents find their ports
+_SPICE_AGENT: Final = "com.redhat.spice.0"
+
+_USB: Final = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kbd", "host": "usb-host"}
 
 
-def serial(launch: Launch, spec: Spec) -> None:
-    """The first serial port: the console. Bytes that nobody reads are QEMU's to drop, not the guest's to wait for."""
-    log = ""
-    if spec.serial_log:
-        launch.add("-add-fd", f"fd={{fd:{CONSOLE_LOG}}},set=0,opaque=drover:{CONSOLE_LOG}")
-        log = ",logfile=/dev/fdset/0,logappend=on"
-    launch.add("-chardev", f"socket,id=serial,fd={{fd:serial}},server=on,wait=off{log}")
-    launch.add(*device("isa-serial", chardev="serial"))
-
-
-def helpers(launch: Launch, spec: Spec, places: Places) -> None:
-    """What a guest under us always has, as far as it is wanted: they stay as long as the machine."""
-    if spec.agent:
-        launch.add(*device("virtio-serial-pci", id="vserial", **places.helper()))
-        launch.add("-chardev", "socket,id=agent,fd={fd:agent},server=on,wait=off")
-        launch.add(*device("virtserialport", bus="vserial.0", nr=1, chardev="agent", name=_AGENT_PORT))
-    if spec.memory.balloon:
-        reporting = True if spec.memory.free_page_reporting else None
-        launch.add(*device("virtio-balloon-pci", id="balloon", free_page_reporting=reporting, **places.helper()))
-    if spec.rng:
-        launch.option("-object", qom_type="rng-builtin", id="rng")
-        launch.add(*device("virtio-rng-pci", rng="rng", **places.helper()))
-    if any(disk.bus == "virtio-scsi" for disk in spec.disks):
-        launch.add(*device("virtio-scsi-pci", id=SCSI, **places.helper()))
-
-
-def disks(launch: Launch, spec: Spec, places: Places, host_devices: Collection[str]) -> None:
-    """Each by a descriptor that we open: QEMU itself has no right to the image."""
-    target = 0
-    for number, disk in enumerate(spec.disks, 1):
-        _nodes(launch, disk, number, "host_device" if disk.id in host_devices else "file")
-        if disk.bus == "virtio-scsi":
-            place: dict[str, Any] = {"driver": "scsi-hd", "bus": f"{SCSI}.0", "channel": 0, "scsi_id": target, "lun": 0}
-            built = Built(id=disk.id, kind="disk", bus=f"{SCSI}.0", addr=f"{target}:0")
-            target += 1
-        else:
-            place = {"driver": "virtio-blk-pci", **places.slot()}
-            built = Built(id=disk.id, kind="disk", bus=str(place["bus"]), addr=str(place["addr"]))
-        launch.add(*_disk(disk, place))
-        launch.devices.append(built)
-
-
-def _nodes(launch: Launch, disk: Disk, number: int, protocol: str) -> None:
-    fd = f"disk.{disk.id}"
-    launch.disks.append(
-        DiskNeed(fd=fd, path=disk.source, format=disk.format, read_only=disk.read_only, direct=CACHES[disk.cache][0])
-    )
-    launch.add("-add-fd", f"fd={{fd:{fd}}},set={number},opaque=drover:{disk.id}")
-    for node in block_nodes(
-        disk.id, disk.format, protocol, f"/dev/fdset/{number}", read_only=disk.read_only, cache=disk.cache,
-        discard=disk.discard, aio=disk.aio,
-    ):  # fmt: skip
-        if node["node-name"] == disk.id and disk.detect_zeroes != "off":
-            node["detect-zeroes"] = disk.detect_zeroes
-        launch.option("-blockdev", **node)
-
-
-def _disk(disk: Disk, place: dict[str, Any]) -> tuple[str, str]:
-    driver = place.pop("driver")
-    return device(
-        driver, id=disk.id, drive=disk.id, serial=disk.serial or None, bootindex=disk.boot_index,
-        werror=disk.werror, rerror=disk.rerror, write_cache="on" if CACHES[disk.cache][2] else "off", **place,
-    )  # fmt: skip
-
-
-def nics(launch: Launch, spec: Spec, places: Places) -> None:
-    """Each with the network that it stands on."""
-    for nic in spec.nics:
-        place = places.slot()
-        launch.option("-netdev", **_netdev(nic))
-        several = {"mq": True, "vectors": 2 * nic.queues + 2} if nic.queues > 1 else {}
-        launch.add(*device(nic.model, id=nic.id, netdev=nic.id, mac=nic.mac or None, **several, **place))
-        launch.devices.append(Built(id=nic.id, kind="nic", bus=str(place["bus"]), addr=str(place["addr"])))
-
-
-def _netdev(nic: Nic) -> dict[str, object]:
-    if nic.mode == "user":
-        return {"type": "user", "id": nic.id}
-    return {"type": "tap", "id": nic.id, "fds": ":".join(f"{{fd:nic.{nic.id}.{pair}}}" for pair in range(nic.queues))}
-
-
-def screen(launch: Launch, spec: Spec, places: Places, private: Path) -> None:
-    """The screen, if there is one, and a pointer that needs no capture."""
-    if spec.vnc is None:
-        launch.add("-display", "none")
+def write_serial(out: Writer) -> None:
+    """The serial console, and where it is written down. What nobody reads is dropped, and the guest goes on."""
+    serial = out.spec.serial
+    if serial is None:
         return
-    launch.add("-vnc", f"unix:{str(private / 'vnc').replace(',', ',,')}")
-    launch.add(*device("VGA", id="screen", **places.screen()))
-    launch.add(*device("qemu-xhci", id="xhci", **places.helper()), *device("usb-tablet", id="tablet", bus="xhci.0"))
+    log = {"logfile": out.fdset(CONSOLE_LOG, CONSOLE_LOG), "logappend": "on"} if serial.log else {}
+    write_listener(out, "serial", **log)
+    out.device("isa-serial", id="serial", chardev="serial")
+
+
+def write_agents(out: Writer, places: Places) -> None:
+    """The channels of agents in the guest, on one controller."""
+    spice = out.spec.spice is not None and out.spec.spice.agent
+    if not (out.spec.agent or spice):
+        return
+    out.device("virtio-serial-pci", id="vserial", **places.fixed("vserial"))
+    if out.spec.agent:
+        write_listener(out, "agent")
+        out.device("virtserialport", id="agent", bus="vserial.0", nr=1, chardev="agent", name=_AGENT)
+    if spice:
+        out.pairs("-chardev", "spicevmc", id="spice-agent", name="vdagent")
+        out.device("virtserialport", id="spice-agent", bus="vserial.0", nr=2, chardev="spice-agent", name=_SPICE_AGENT)
+
+
+def write_balloon(out: Writer, places: Places) -> None:
+    """The balloon, which lets go by itself where the guest would run out of memory."""
+    memory = out.spec.memory
+    if memory.balloon:
+        out.device(
+            "virtio-balloon-pci", id="balloon", deflate_on_oom=True,
+            free_page_reporting=memory.free_page_reporting, **places.fixed("balloon"),
+        )  # fmt: skip
+
+
+def write_rng(out: Writer, places: Places) -> None:
+    """The host's random numbers."""
+    if out.spec.rng:
+        out.object("rng-builtin", "rng-source")
+        out.device("virtio-rng-pci", id="rng", rng="rng-source", **places.fixed("rng"))
+
+
+def write_watchdog(out: Writer, places: Places) -> None:
+    """The watchdog. That of q35 is there, but may not act before it is told."""
+    watchdog = out.spec.watchdog
+    if watchdog is None:
+        return
+    if watchdog.model == "itco":
+        out.add("-global", "ICH9-LPC.noreboot=false")
+    else:
+        out.device("i6300esb", id="watchdog", **places.fixed("watchdog"))
+    out.add("-action", f"watchdog={watchdog.action}")
+
+
+def write_vsock(out: Writer, places: Places) -> None:
+    """Sockets between guest and host."""
+    if out.spec.vsock_cid:
+        fd = out.fd("vsock")
+        out.device("vhost-vsock-pci", id="vsock", guest_cid=out.spec.vsock_cid, vhostfd=fd, **places.fixed("vsock"))
+
+
+def write_tpm(out: Writer) -> None:
+    """The TPM: a connection to swtpm, which runs beside QEMU."""
+    if out.spec.tpm is not None:
+        out.pairs("-chardev", "socket", id="tpm", fd=out.fd("tpm"))
+        out.pairs("-tpmdev", "emulator", id="tpm", chardev="tpm")
+        out.device(f"tpm-{out.spec.tpm.model}", id="tpm", tpmdev="tpm")
+
+
+def write_usb(out: Writer, places: Places) -> None:
+    """USB devices on one controller; where there is a screen, a tablet, whose pointer is where the client's is."""
+    devices = list(out.spec.usb)
+    if out.spec.screen and all(device.type != "tablet" for device in devices):
+        devices.insert(0, UsbDevice(id="tablet", type="tablet"))
+    if not devices:
+        return
+    out.device("qemu-xhci", id="xhci", **places.fixed("xhci"))
+    for device in devices:
+        host = {}
+        if device.vendor:
+            host = {"vendorid": int(device.vendor, 16), "productid": int(device.product, 16)}
+        elif device.bus:
+            host = {"hostbus": device.bus, "hostaddr": device.address}
+        out.device(_USB[device.type], id=device.id, bus="xhci.0", **host)
+        out.note("usb", device.id, "xhci.0")
+
+
+def write_vfio(out: Writer, places: Places) -> None:
+    """PCI devices of the host."""
+    for device in out.spec.vfio:
+        out.device(
+            "vfio-pci", id=device.id, host=device.host or None, sysfsdev=device.mediated or None,
+            rombar=None if device.rom else 0, bootindex=device.boot_index, **places.of(device.id),
+        )  # fmt: skip
+        out.note("vfio", device.id, **places.of(device.id))
+
+
+def write_panic(out: Writer) -> None:
+    """By which a guest says that it has panicked."""
+    out.device("pvpanic", id="panic")

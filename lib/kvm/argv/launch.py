@@ -1,33 +1,70 @@
-"""The outcome: words with places for the numbers of descriptors, and what these descriptors are."""
+"""What :func:`~drover.kvm.argv.build` takes and gives, and the command line as it is being written."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, json
 
-_FD: Final = re.compile(r"\{fd:([\w.-]+)\}")
+from ...errors import ArgumentError, NotSupported
+from ...ops.chain import Layer
+from ..spec import Spec
+
+_PLACEHOLDER: Final = re.compile(r"\{fd:([A-Za-z0-9._-]+)\}")
+
+
+class Qemu(Protocol):
+    """What a QEMU is asked: :class:`drover.kvm.binary.Binary` knows it."""
+
+    def has_device(self, name: str) -> bool:
+        """Whether it has a device of this driver name."""
+
+
+class Given(Struct, frozen=True, kw_only=True):
+    """What a command line needs that is in no specification.
+
+    :ivar machine: the versioned machine type
+    :ivar accelerator: ``kvm`` or ``tcg``
+    :ivar private: folder for the sockets that QEMU makes itself
+    :ivar block_devices: which of the images (:func:`~drover.kvm.argv.disks.disk_needs`) are block devices: the names
+        of their descriptors
+    :ivar firmware_code: OVMF
+    :ivar firmware_vars: the instance's own store of its variables
+    :ivar seed: the disk for cloud-init
+    :ivar places: bus and address where devices were before, by their ids: there they stay while there is such a bus
+    """
+
+    machine: str
+    accelerator: str
+    private: Path
+    block_devices: frozenset[str] = frozenset()
+    firmware_code: str = ""
+    firmware_vars: str = ""
+    seed: str = ""
+    places: Mapping[str, tuple[str, str]] = {}
 
 
 class DiskNeed(Struct, frozen=True, kw_only=True):
-    """An image that is to be opened for QEMU.
+    """An image to be opened for QEMU, with those that it stands on.
 
-    :ivar fd: the name of its descriptor
-    :ivar path: of the image
-    :ivar format: what it is said to be
-    :ivar direct: with O_DIRECT
+    :ivar fds: names of the descriptors, of the topmost image first
+    :ivar layers: the images: path and format
+    :ivar read_only: how the topmost one is opened; the others are only read
+    :ivar cache: how the host caches them: with O_DIRECT, or not
     """
 
-    fd: str
-    path: str
-    format: str
+    fds: tuple[str, ...]
+    layers: tuple[Layer, ...]
     read_only: bool
-    direct: bool
+    cache: str
 
 
 class Built(Struct, frozen=True, kw_only=True):
-    """A device of the specification, and where it sits."""
+    """A device of the specification, and where it sits.
+
+    :ivar kind: ``disk``, ``nic``, ``usb`` or ``vfio``
+    """
 
     id: str
     kind: str
@@ -35,53 +72,108 @@ class Built(Struct, frozen=True, kw_only=True):
     addr: str = ""
 
 
-class Launch:
-    """A command line in the making.
+class Launch(Struct, frozen=True, kw_only=True):
+    """A command line, complete but for the numbers of descriptors.
 
-    :ivar words: of the command line, ``{fd:NAME}`` where the number of a descriptor goes
-    :ivar disks: the images to open
+    :ivar words: the arguments, without the program; ``{fd:NAME}`` is where a number goes
+    :ivar fds: names of the descriptors, in order
+    :ivar disks: those of them that are images: the caller opens them as it is said here
     :ivar devices: what of the specification it makes
     """
 
-    def __init__(self) -> None:
-        self.words: list[str] = []
-        self.disks: list[DiskNeed] = []
-        self.devices: list[Built] = []
+    words: tuple[str, ...]
+    fds: tuple[str, ...]
+    disks: tuple[DiskNeed, ...]
+    devices: tuple[Built, ...]
 
-    @property
-    def fds(self) -> tuple[str, ...]:
-        """The names of all descriptors, in the order of the words."""
-        return tuple(dict.fromkeys(name for word in self.words for name in _FD.findall(word)))
+    def resolve(self, fds: Mapping[str, int]) -> list[str]:
+        """The words with the numbers in them.
+
+        :raises ArgumentError: a descriptor is missing
+        """
+        if missing := [name for name in self.fds if name not in fds]:
+            raise ArgumentError("fds", sorted(fds), f"these are missing: {', '.join(missing)}")
+
+        def number(found: re.Match[str]) -> str:
+            # what looks like ours and is not, is a text of the specification's
+            return str(fds[found[1]]) if found[1] in self.fds else found[0]
+
+        return [_PLACEHOLDER.sub(number, word) for word in self.words]
+
+
+class Writer:
+    """A command line that is being written.
+
+    :ivar spec, given: for whom, and what is known
+    """
+
+    def __init__(self, spec: Spec, given: Given, qemu: Qemu | None) -> None:
+        self.spec = spec
+        self.given = given
+        self._qemu = qemu
+        self._words: list[str] = []
+        self._fds: list[str] = []
+        self._sets = 0
+        self._disks: list[DiskNeed] = []
+        self._devices: list[Built] = []
+
+    def finish(self) -> Launch:
+        """All of it."""
+        return Launch(
+            words=tuple(self._words), fds=tuple(self._fds), disks=tuple(self._disks), devices=tuple(self._devices)
+        )
 
     def add(self, *words: str) -> None:
-        """Add words as they are."""
-        self.words += words
+        """Words as they are."""
+        self._words += words
 
-    def option(self, option: str, **properties: Any) -> None:
-        """Add an option with its properties as JSON, which needs no escaping; ``_`` stands for ``-`` in a name.
+    def pairs(self, option: str, first: str = "", /, **values: str) -> None:
+        """An option of ``key=value`` pairs, with what stands before them; ``_`` stands for ``-`` in a name."""
+        pairs = [f"{key.replace('_', '-')}={escape(value)}" for key, value in values.items()]
+        self.add(option, ",".join([first, *pairs] if first else pairs))
 
-        What is None is left out.
+    def json(self, option: str, value: Mapping[str, Any]) -> None:
+        """An option that takes JSON: nothing in it has to be escaped."""
+        self.add(option, json.encode(value).decode())
+
+    def device(self, driver: str, **properties: Any) -> None:
+        """A device; ``_`` stands for ``-`` in a name, and what is None is left to QEMU.
+
+        :raises NotSupported: this QEMU has no such device
         """
-        said = {name.replace("_", "-"): value for name, value in properties.items() if value is not None}
-        self.add(option, _json(said))
+        if self._qemu is not None and not self._qemu.has_device(driver):
+            raise NotSupported(f"the device {driver}")
+        self.json("-device", {"driver": driver, **_told(properties)})
 
-    def put_first(self, words: Iterable[str]) -> None:
-        """Put words in front of all others: buses, before what sits on them."""
-        self.words = [*words, *self.words]
+    def object(self, kind: str, id: str, **properties: Any) -> None:
+        """An object; ``_`` stands for ``-`` in a name, and what is None is left to QEMU."""
+        self.json("-object", {"qom-type": kind, "id": id, **_told(properties)})
 
-    def resolve(self, numbers: Mapping[str, int]) -> list[str]:
-        """The words with the descriptors' numbers in them.
+    def note(self, kind: str, id: str, bus: str = "", addr: str = "") -> None:
+        """Remember that a device of the specification is at a place."""
+        self._devices.append(Built(kind=kind, id=id, bus=bus, addr=addr))
 
-        :raises KeyError: a descriptor is missing
-        """
-        return [_FD.sub(lambda found: str(numbers[found[1]]), word) for word in self.words]
+    def fd(self, name: str) -> str:
+        """What stands for a descriptor's number."""
+        if name not in self._fds:
+            self._fds.append(name)
+        return f"{{fd:{name}}}"
+
+    def fdset(self, name: str, opaque: str) -> str:
+        """A file that QEMU gets as a descriptor where it wants to open a path: the path."""
+        self._sets += 1
+        self.pairs("-add-fd", fd=self.fd(name), set=str(self._sets), opaque=f"drover:{opaque}")
+        return f"/dev/fdset/{self._sets}"
+
+    def need(self, need: DiskNeed) -> None:
+        """Remember an image that is to be opened."""
+        self._disks.append(need)
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _told(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", "-"): value for key, value in properties.items() if value is not None}
 
 
-def device(driver: str, **properties: Any) -> tuple[str, str]:
-    """The two words of a device."""
-    said = {name.replace("_", "-"): value for name, value in properties.items() if value is not None}
-    return "-device", _json({"driver": driver} | said)
+def escape(value: str) -> str:
+    """A value within an option of pairs: a comma is doubled."""
+    return value.replace(",", ",,")

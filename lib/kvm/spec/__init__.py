@@ -1,11 +1,102 @@
-"""The specification of an instance: one typed document, checked as a whole before anything is touched.
+"""What an instance is to be: one typed document, from TOML or JSON, checked as a whole before anything is touched.
 
-- :mod:`.document`  the fields, with their defaults and meaning
-- :mod:`.reading`   from TOML, JSON or plain data, and back to JSON
-- :mod:`.checks`    what a type cannot say
+- :mod:`.model`, :mod:`.devices`  the structures; :mod:`.types`  the kinds of values in them
+- :mod:`.reader`  from plain values to the structures
+- :mod:`.complete`  what is not said and follows from the rest
+- :mod:`.checks`  what no field can see alone
+
+``doc/specification.md`` has every field.
 """
 
-from .document import Boot, Cpu, Disk, Machine, Memory, Nic, Spec, Vnc
-from .reading import completed, dump, load, parse
+import tomllib
+from typing import Any
 
-__all__ = ["Boot", "Cpu", "Disk", "Machine", "Memory", "Nic", "Spec", "Vnc", "completed", "dump", "load", "parse"]
+from msgspec import UNSET, DecodeError, json
+
+from ...errors import ArgumentError, Problem, SpecError
+from .checks import check
+from .complete import complete, completed
+from .devices import (
+    BackingImage,
+    Disk,
+    Nic,
+    Serial,
+    Spice,
+    Throttle,
+    Tpm,
+    UsbDevice,
+    VfioDevice,
+    Vnc,
+    Watchdog,
+)
+from .model import BootSpec, CloudInit, CpuSpec, FirmwareSpec, MachineSpec, MemorySpec, Smbios, Spec
+from .reader import Reader
+from .types import Secret
+
+__all__ = [
+    "Spec",
+    "load",
+    "parse",
+    "dump",
+    "completed",
+    "MachineSpec",
+    "CpuSpec",
+    "MemorySpec",
+    "FirmwareSpec",
+    "BootSpec",
+    "Disk",
+    "BackingImage",
+    "Throttle",
+    "Nic",
+    "Serial",
+    "Vnc",
+    "Spice",
+    "Tpm",
+    "Watchdog",
+    "UsbDevice",
+    "VfioDevice",
+    "CloudInit",
+    "Smbios",
+    "Secret",
+]
+
+
+def load(text: str | bytes, format: str = "toml") -> Spec:
+    """Read a specification from a document.
+
+    :param format: ``toml`` or ``json``
+    :raises SpecError: it is no such document, or something in it is wrong; says all of it
+    :raises ArgumentError: there is no such format
+    """
+    if format not in ("toml", "json"):
+        raise ArgumentError("format", format, "toml or json")
+    try:
+        plain = text.decode() if isinstance(text, bytes) else text
+        document = json.decode(plain) if format == "json" else tomllib.loads(plain)
+    except (tomllib.TOMLDecodeError, DecodeError, UnicodeDecodeError) as error:
+        raise SpecError([Problem("", UNSET, f"this is no {format.upper()}: {error}")]) from error
+    return parse(document)
+
+
+def parse(document: Any) -> Spec:
+    """Read a specification from plain values: a mapping with lists, texts, numbers.
+
+    :returns: with what follows from the rest filled in, such as the ids of disks
+    :raises SpecError: something in it is wrong; says all of it
+    """
+    reader = Reader()
+    spec = reader.struct(Spec, document)
+    if spec is None:
+        raise SpecError(reader.problems)
+    spec = complete(spec)
+    if problems := list(check(spec)):
+        raise SpecError(problems)
+    return spec
+
+
+def dump(spec: Spec) -> bytes:
+    """The specification as JSON, which :func:`load` reads to an equal one.
+
+    Passwords are in it, in clear: what it is written to is nobody else's to read.
+    """
+    return json.format(json.encode(spec), indent=2) + b"\n"

@@ -1,0 +1,144 @@
+"""From plain values to typed structures: by their types, and with all that is wrong, not only the first."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from msgspec import UNSET, Struct, inspect
+
+from ...errors import Problem
+from .types import Secret, size_of
+
+S = TypeVar("S", bound=Struct)
+_NEAR: Final = 0.5  # how alike a field's name must be to be offered
+
+
+class Reader:
+    """Reads one document; `problems` has what is wrong with it, in its order."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def struct(self, cls: type[S], value: Any) -> S | None:
+        """The structure, or None if something is wrong with it."""
+        found = self._read(inspect.type_info(cls), value, "")
+        return None if self.problems else found
+
+    def _bad(self, path: str, value: Any, allowed: str) -> Any:
+        self.problems.append(Problem(path, value, allowed))
+        return UNSET
+
+    def _read(self, kind: Any, value: Any, path: str) -> Any:
+        description, size = "", False
+        while isinstance(kind, inspect.Metadata):
+            description = (kind.extra_json_schema or {}).get("description", "") or description
+            size = size or bool((kind.extra or {}).get("size"))
+            kind = kind.type
+        if size:
+            value = value if (found := size_of(value)) is None else found
+        reader = _READERS[type(kind)]
+        return reader(self, kind, value, path, description)
+
+    # -- one a kind of type; each gives the value, or notes what is wrong ----------------------------
+
+    def _struct(self, kind: inspect.StructType, value: Any, path: str, _: str) -> Any:
+        if kind.cls is Secret:
+            return self._secret(value, path)
+        if not isinstance(value, Mapping):
+            return self._bad(path, value, "a table of fields")
+        fields = {field.name: field for field in kind.fields}
+        read: dict[str, Any] = {}
+        for name, given in value.items():
+            inside = f"{path}.{name}" if path else str(name)
+            if name in fields:
+                read[name] = self._read(fields[name].type, given, inside)
+            else:
+                self._unknown(inside, str(name), list(fields))
+        for name, field in fields.items():
+            if field.required and name not in value:
+                allowed = f"it is missing; it has to be {describe(field.type)}"
+                self._bad(f"{path}.{name}" if path else name, UNSET, allowed)
+        return UNSET if UNSET in read.values() or self.problems else kind.cls(**read)
+
+    def _unknown(self, path: str, name: str, fields: Sequence[str]) -> None:
+        near = difflib.get_close_matches(name, fields, 1, _NEAR)
+        hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(fields)}"
+        self._bad(path, UNSET, f"there is no such field; {hint}")
+
+    def _list(self, kind: inspect.VarTupleType, value: Any, path: str, _: str) -> Any:
+        if not isinstance(value, list | tuple):
+            return self._bad(path, value, "a list")
+        return tuple([self._read(kind.item_type, each, f"{path}[{n}]") for n, each in enumerate(value)])
+
+    def _dict(self, kind: inspect.DictType, value: Any, path: str, _: str) -> Any:
+        if not isinstance(value, Mapping):
+            return self._bad(path, value, "a table")
+        return {
+            self._read(kind.key_type, name, path): self._read(kind.value_type, each, f"{path}.{name}")
+            for name, each in value.items()
+        }
+
+    def _union(self, kind: inspect.UnionType, value: Any, path: str, description: str) -> Any:
+        """What may be absent: the only unions that a specification has."""
+        if value is None:
+            return None
+        return self._read(next(each for each in kind.types if not isinstance(each, inspect.NoneType)), value, path)
+
+    def _bool(self, kind: inspect.BoolType, value: Any, path: str, _: str) -> Any:
+        return value if isinstance(value, bool) else self._bad(path, value, describe(kind))
+
+    def _int(self, kind: inspect.IntType, value: Any, path: str, description: str) -> Any:
+        good = isinstance(value, int) and not isinstance(value, bool)
+        return value if good and _within(kind, value) else self._bad(path, value, description or describe(kind))
+
+    def _float(self, kind: inspect.FloatType, value: Any, path: str, description: str) -> Any:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if good and _within(kind, value) else self._bad(path, value, description or describe(kind))
+
+    def _str(self, kind: inspect.StrType, value: Any, path: str, description: str) -> Any:
+        # the whole of it: a pattern's '$' alone would let a newline through at the end
+        good = isinstance(value, str) and (kind.pattern is None or re.fullmatch(kind.pattern, value))
+        return value if good else self._bad(path, value, description or describe(kind))
+
+    def _literal(self, kind: inspect.LiteralType, value: Any, path: str, _: str) -> Any:
+        if value is False and "off" in kind.values:
+            return "off"
+        good = isinstance(value, str) and value in kind.values
+        return value if good else self._bad(path, value, describe(kind))
+
+    def _secret(self, value: Any, path: str) -> Any:
+        text = value.get("secret") if isinstance(value, Mapping) else value
+        return Secret(text) if isinstance(text, str) and text else self._bad(path, UNSET, "it has to be a text")
+
+
+def _within(kind: Any, value: float) -> bool:
+    return (kind.ge is None or value >= kind.ge) and (kind.le is None or value <= kind.le)
+
+
+def describe(kind: Any) -> str:
+    """What may stand in a field of this type, for an error."""
+    while isinstance(kind, inspect.Metadata):
+        described = (kind.extra_json_schema or {}).get("description")
+        if described:
+            return str(described)
+        kind = kind.type
+    if isinstance(kind, inspect.LiteralType):
+        return f"one of {', '.join(str(each) for each in kind.values)}"
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        what = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+        return f"{what} from {kind.ge} to {kind.le}" if kind.le is not None else what
+    return "true or false" if isinstance(kind, inspect.BoolType) else "a text"
+
+
+_READERS: Final[Mapping[type, Callable[..., Any]]] = {
+    inspect.StructType: Reader._struct,
+    inspect.VarTupleType: Reader._list,
+    inspect.DictType: Reader._dict,
+    inspect.UnionType: Reader._union,
+    inspect.BoolType: Reader._bool,
+    inspect.IntType: Reader._int,
+    inspect.FloatType: Reader._float,
+    inspect.StrType: Reader._str,
+    inspect.LiteralType: Reader._literal,
+}
