@@ -87,18 +87,20 @@ def run(words: Sequence[str], env: Mapping[str, str], *, timeout: float = TIMEOU
     :raises ScriptFailed: it cannot be executed, or did not exit with 0
     :raises ScriptSlow: it did not end in time. What it did meanwhile holds
     """
+    output = bytearray()
+    fate = None
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(reader, "rb", buffering=0):
+    try:
         try:
             child = _start(words, env, writer)
         finally:
             os.close(writer)
-        output = bytearray()
-        fate = None
         try:
             fate = _watch(child, reader, output, time.monotonic() + timeout)
         finally:
             _end(child, kill=fate is None or fate.si_status != 0)
+    finally:
+        os.close(reader)
     text = output.decode(errors="replace").strip()
     if fate is None:
         raise ScriptSlow(words[0], timeout, text)
