@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import UNSET, DecodeError, json
 
 from ...errors import ArgumentError, Problem, SpecError
-from .checks import check
+from .checks import check, check_names
 from .complete import complete, completed
 from .devices import (
     BackingImage,
@@ -85,11 +85,11 @@ def parse(document: Any) -> Spec:
     :raises SpecError: something in it is wrong; says all of it
     """
     reader = Reader()
-    spec = reader.struct(Spec, document)
-    if spec is None:
-        raise SpecError(reader.problems)
-    spec = complete(spec)
-    if problems := list(check(spec)):
+    spec = complete(reader.struct(Spec, document))
+    # where a field is wrong already, its default would only be blamed for what it is not
+    parts = [problem for problem in check(spec) if not reader.is_broken(problem.path, with_part=True)]
+    names = [problem for problem in check_names(spec) if not reader.is_broken(problem.path, with_part=False)]
+    if problems := [*reader.problems, *parts, *names]:
         raise SpecError(problems)
     return spec
 

@@ -1,4 +1,4 @@
-"""What is wrong between the fields of a specification, each of which is right by itself."""
+"""What is wrong between the fields of a specification, each of which is right by itself: the machine as a whole."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
@@ -6,16 +6,50 @@ from typing import Any, Final, TypeAlias
 from msgspec import UNSET
 
 from ...errors import Problem
-from ...ops.image import CACHES
-from .devices import Disk, Nic
+from .device_checks import check_disk, check_nic, check_spice, check_usb, check_vfio, check_vnc
 from .model import Spec
 
 _Kind: TypeAlias = tuple[str, Iterable[Any]]
 
+_MIB: Final = 1 << 20
+_PAGES: Final = {"off": _MIB, "2MiB": 2 * _MIB, "1GiB": 1024 * _MIB}
+SATA_PORTS: Final = 6  # of the ICH9
+SCSI_CONTROLLERS: Final = 4  # of which the first has no thread of its own
+_SCSI_TARGETS: Final = 256
+_NODE_LENGTH: Final = 31  # BDRV's node_name[32]
+_FIRST_CID: Final = 3  # those below are the host's
+# What the command line calls things of its own.
+RESERVED: Final = frozenset(
+    {
+        *(
+            "ram",
+            "rng",
+            "rng-source",
+            "seed",
+            "serial",
+            "vserial",
+            "agent",
+            "spice-agent",
+            "balloon",
+            "video",
+            "tablet",
+        ),
+        *("xhci", "tpm", "vsock", "watchdog", "panic", "ahci", "vnc-tls", "firmware-code", "firmware-vars"),
+        *("control", "events", "people", "ide", "pcie.0", "pci.0"),
+    }
+)
+_RESERVED_PREFIXES: Final = ("rp", "br", "scsi")  # followed by a number: root ports, bridges, controllers
+
 
 def check(spec: Spec) -> Iterator[Problem]:
-    """All that is wrong."""
-    for one in _CHECKS:
+    """All that is wrong within a part of the machine, or with how one goes with another."""
+    for one in _PARTS:
+        yield from one(spec)
+
+
+def check_names(spec: Spec) -> Iterator[Problem]:
+    """All that is there twice and must not be, or has a name that is taken."""
+    for one in _NAMES:
         yield from one(spec)
 
 
@@ -27,14 +61,102 @@ def _unique(values: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
             yield Problem(path, value, f"unique: it is also {other}")
 
 
+# -- the board --------------------------------------------------------------------------------------
+
+
+def _cpu(spec: Spec) -> Iterator[Problem]:
+    cpu = spec.cpu
+    if cpu.count > cpu.max:
+        yield Problem("cpu.count", cpu.count, f"at most cpu.max, which is {cpu.max}")
+    sockets, cores, threads = cpu.topology
+    if sockets * cores * threads != cpu.max:
+        allowed = f"what makes {cpu.max} CPUs: sockets × cores × threads come to {sockets * cores * threads}"
+        yield Problem("cpu.sockets", sockets, allowed)
+    if len(cpu.pinning) > cpu.max:
+        yield Problem("cpu.pinning", list(cpu.pinning), f"at most {cpu.max} entries, one a virtual CPU")
+    for n, entry in enumerate(cpu.pinning):
+        ends = [part.partition("-") for part in entry.split(",")]
+        if any(dash and int(first) > int(last) for first, dash, last in ends):
+            yield Problem(f"cpu.pinning[{n}]", entry, "numbers of host CPUs, the lower end of a range first")
+
+
+def _memory(spec: Spec) -> Iterator[Problem]:
+    memory = spec.memory
+    page = _PAGES[memory.hugepages]
+    for name, value in (("size", memory.size), ("max", memory.max)):
+        if not value or value % page:
+            yield Problem(f"memory.{name}", value, f"a positive multiple of {page // _MIB} MiB")
+    if memory.max < memory.size:
+        yield Problem("memory.max", memory.max, f"at least memory.size, which is {memory.size}")
+    elif memory.slots and memory.max == memory.size:
+        yield Problem("memory.slots", memory.slots, "possible without a memory.max above memory.size")
+
+
+def _firmware(spec: Spec) -> Iterator[Problem]:
+    firmware = spec.firmware
+    if firmware.secure_boot and not (firmware.type == "uefi" and spec.machine.q35):
+        yield Problem("firmware.secure_boot", True, "possible but with firmware.type 'uefi' on machine.type 'q35'")
+    if firmware.vars_template and not (firmware.type == "uefi" and firmware.code):
+        yield Problem(
+            "firmware.vars_template", firmware.vars_template, "possible but with a firmware.code of type 'uefi'"
+        )
+    if firmware.code and firmware.type == "uefi" and not firmware.vars_template:
+        yield Problem(
+            "firmware.vars_template", UNSET, "it is missing: what variables does this firmware.code start with?"
+        )
+
+
+def _boot(spec: Spec) -> Iterator[Problem]:
+    boot = spec.boot
+    for name, value in (("initrd", boot.initrd), ("cmdline", boot.cmdline)):
+        if value and not boot.kernel:
+            yield Problem(f"boot.{name}", value, "possible without boot.kernel")
+
+
+def _others(spec: Spec) -> Iterator[Problem]:
+    if spec.watchdog and spec.watchdog.model == "itco" and not spec.machine.q35:
+        yield Problem("watchdog.model", "itco", "in a pc: it is q35's own")
+    if 0 < spec.vsock_cid < _FIRST_CID:
+        yield Problem("vsock_cid", spec.vsock_cid, f"0 for none, or from {_FIRST_CID} on")
+
+
+# -- ids and what else must differ --------------------------------------------------------------------
+
+
+def _kinds(spec: Spec) -> tuple[_Kind, ...]:
+    return (("disks", spec.disks), ("nics", spec.nics), ("usb", spec.usb), ("vfio", spec.vfio))
+
+
+def _named(spec: Spec) -> list[tuple[str, str]]:
+    """Paths and values of all ids."""
+    devices = [(f"{kind}[{n}].id", device.id) for kind, some in _kinds(spec) for n, device in enumerate(some)]
+    threads = [(f"disks[{n}].iothread", disk.iothread) for n, disk in enumerate(spec.disks) if disk.iothread]
+    return devices + threads
+
+
 def _ids(spec: Spec) -> Iterator[Problem]:
-    kinds: tuple[_Kind, ...] = (
-        ("disks", spec.disks),
-        ("nics", spec.nics),
-        ("usb", spec.usb),
-        ("vfio", spec.vfio),
-    )
-    yield from _unique((f"{kind}[{n}].id", device.id) for kind, devices in kinds for n, device in enumerate(devices))
+    for path, name in _named(spec):
+        numbered = any(name.startswith(prefix) and name[len(prefix) :].isdecimal() for prefix in _RESERVED_PREFIXES)
+        if name in RESERVED or numbered:
+            yield Problem(path, name, "free: a part of the machine itself has this id")
+    yield from _unique((f"{kind}[{n}].id", device.id) for kind, some in _kinds(spec) for n, device in enumerate(some))
+    yield from _nodes(spec)
+
+
+def _nodes(spec: Spec) -> Iterator[Problem]:
+    """The names of block nodes that follow from the ids of disks."""
+    nodes: list[tuple[str, str]] = []
+    for n, disk in enumerate(spec.disks):
+        names = [disk.id, *(f"{disk.id}.{depth}" for depth in range(1, len(disk.backing) + 1))]
+        longest = max(len(name) for name in names) + len("-file")
+        if disk.backing and longest > _NODE_LENGTH:
+            allowed = f"short enough: for its backing images it makes names of {longest} characters, not {_NODE_LENGTH}"
+            yield Problem(f"disks[{n}].id", disk.id, allowed)
+        nodes += [(f"disks[{n}].id", name) for name in (*names[1:], *(f"{name}-file" for name in names))]
+    ids = {disk.id: f"disks[{n}].id" for n, disk in enumerate(spec.disks)}
+    for path, name in nodes:
+        if name in ids:
+            yield Problem(ids[name], name, f"free: a block node of {path} has this name")
 
 
 def _macs(spec: Spec) -> Iterator[Problem]:
@@ -42,46 +164,57 @@ def _macs(spec: Spec) -> Iterator[Problem]:
 
 
 def _boot_indexes(spec: Spec) -> Iterator[Problem]:
-    kinds: tuple[_Kind, ...] = (("disks", spec.disks), ("nics", spec.nics), ("vfio", spec.vfio))
     yield from _unique(
-        (f"{kind}[{n}].boot_index", device.boot_index) for kind, devices in kinds for n, device in enumerate(devices)
+        (f"{kind}[{n}].boot_index", device.boot_index)
+        for kind, some in _kinds(spec)
+        if kind != "usb"
+        for n, device in enumerate(some)
     )
+
+
+def _host_devices(spec: Spec) -> Iterator[Problem]:
+    yield from _unique((f"vfio[{n}].host", device.host.lower() or None) for n, device in enumerate(spec.vfio))
+
+
+# -- the devices ------------------------------------------------------------------------------------
 
 
 def _disks(spec: Spec) -> Iterator[Problem]:
     for n, disk in enumerate(spec.disks):
-        yield from _disk(f"disks[{n}]", disk)
-
-
-def _disk(path: str, disk: Disk) -> Iterator[Problem]:
-    if not disk.source and not disk.cdrom:
-        yield Problem(f"{path}.source", UNSET, "it is missing; only a cdrom can be empty")
-    if disk.source and disk.format is None:
-        yield Problem(f"{path}.format", UNSET, "it is missing; it has to be one of raw, qcow2: it is never probed")
-    if disk.aio == "native" and not CACHES[disk.cache][0]:
-        yield Problem(f"{path}.aio", disk.aio, f"possible with cache {disk.cache!r}: it needs none or directsync")
+        yield from check_disk(f"disks[{n}]", disk)
+    sata = [n for n, disk in enumerate(spec.disks) if disk.bus == "sata"]
+    for n in sata[SATA_PORTS:]:
+        yield Problem(f"disks[{n}].bus", "sata", f"possible: the machine has {SATA_PORTS} SATA ports")
+    threads: dict[str, int] = {"": 0}
+    for n, disk in enumerate(spec.disks):
+        if disk.bus == "virtio-scsi":
+            threads[disk.iothread] = threads.get(disk.iothread, 0) + 1
+            if threads[disk.iothread] == _SCSI_TARGETS + 1:
+                yield Problem(f"disks[{n}].bus", "virtio-scsi", f"possible: a controller has {_SCSI_TARGETS} places")
+            if len(threads) > SCSI_CONTROLLERS:
+                allowed = f"possible: virtio-scsi can have {SCSI_CONTROLLERS - 1} threads, each with its controller"
+                yield Problem(f"disks[{n}].iothread", disk.iothread, allowed)
 
 
 def _nics(spec: Spec) -> Iterator[Problem]:
     for n, nic in enumerate(spec.nics):
-        yield from _nic(f"nics[{n}]", nic)
+        yield from check_nic(f"nics[{n}]", nic)
 
 
-def _nic(path: str, nic: Nic) -> Iterator[Problem]:
-    if nic.queues > 1 and nic.model != "virtio-net-pci":
-        yield Problem(f"{path}.queues", nic.queues, f"1, and {nic.model} has a single pair of queues")
+def _plugged(spec: Spec) -> Iterator[Problem]:
+    for n, usb in enumerate(spec.usb):
+        yield from check_usb(f"usb[{n}]", usb)
+    for n, vfio in enumerate(spec.vfio):
+        yield from check_vfio(f"vfio[{n}]", vfio)
 
 
-def _cpus(spec: Spec) -> Iterator[Problem]:
-    if spec.cpu.count > spec.cpu.max:
-        yield Problem("cpu.count", spec.cpu.count, f"at most cpu.max, which is {spec.cpu.max}")
+def _screens(spec: Spec) -> Iterator[Problem]:
+    if spec.vnc:
+        yield from check_vnc(spec.vnc)
+    if spec.spice:
+        yield from check_spice(spec.spice)
 
 
-_CHECKS: Final[tuple[Callable[[Spec], Iterator[Problem]], ...]] = (
-    _ids,
-    _macs,
-    _boot_indexes,
-    _cpus,
-    _disks,
-    _nics,
-)
+_Checks: TypeAlias = tuple[Callable[[Spec], Iterator[Problem]], ...]
+_PARTS: Final[_Checks] = (_cpu, _memory, _firmware, _boot, _disks, _nics, _plugged, _screens, _others)
+_NAMES: Final[_Checks] = (_ids, _macs, _boot_indexes, _host_devices)

@@ -3,8 +3,9 @@
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
-from ...ops.throttle import Limits
+from ...ops.throttle import MAX_LENGTH, MAX_RATE, Limits
 from ..nicplan import Mode, Network
 from ..taps import MAX_QUEUES
 from .types import BootIndex, Id, Line, Mac, Path, PciAddress, Secret
@@ -26,11 +27,44 @@ Forward = Annotated[
     ),
 ]
 
+Rate = Annotated[int, Meta(ge=0, le=MAX_RATE)]
+Seconds = Annotated[int, Meta(ge=1, le=MAX_LENGTH)]
 
-class Throttle(
-    Limits, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=lambda name: name, omit_defaults=True
-):
-    """Limits of a disk, as :class:`drover.ops.throttle.Limits` has them."""
+
+class Throttle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of bytes and of requests a second; 0 is none. Either ``…_total``, or ``…_read`` and ``…_write``.
+
+    :ivar bps_total: bytes a second, and so on for the others
+    :ivar iops_total: requests a second, and so on for the others
+    :ivar bps_total_max: the rate of a burst
+    :ivar bps_total_max_length: for how many seconds it may last
+    :ivar iops_size: a request of more bytes than this counts as several; 0: each counts as one
+    """
+
+    bps_total: Rate = 0
+    bps_read: Rate = 0
+    bps_write: Rate = 0
+    iops_total: Rate = 0
+    iops_read: Rate = 0
+    iops_write: Rate = 0
+    bps_total_max: Rate = 0
+    bps_read_max: Rate = 0
+    bps_write_max: Rate = 0
+    iops_total_max: Rate = 0
+    iops_read_max: Rate = 0
+    iops_write_max: Rate = 0
+    bps_total_max_length: Seconds = 1
+    bps_read_max_length: Seconds = 1
+    bps_write_max_length: Seconds = 1
+    iops_total_max_length: Seconds = 1
+    iops_read_max_length: Seconds = 1
+    iops_write_max_length: Seconds = 1
+    iops_size: Rate = 0
+
+    @property
+    def limits(self) -> Limits:
+        """As :func:`drover.ops.throttle.set_disk_throttle` takes them."""
+        return Limits(**asdict(self))
 
 
 class BackingImage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

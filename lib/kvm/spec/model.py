@@ -30,7 +30,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             description="q35, pc, or a versioned type of theirs such as pc-q35-7.2",
         ),
     ] = "q35"
-    root_ports: Annotated[int, Meta(ge=0, le=128)] = 16
+    root_ports: Annotated[int, Meta(ge=0, le=112)] = 16
     bridges: Annotated[int, Meta(ge=0, le=4)] = 0
     scsi_controllers: Annotated[int, Meta(ge=0, le=4)] = 1
     rtc: Literal["utc", "localtime"] = "utc"

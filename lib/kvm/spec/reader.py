@@ -3,7 +3,8 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Struct, inspect
 
@@ -20,10 +21,18 @@ class Reader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def struct(self, cls: type[S], value: Any) -> S | None:
-        """The structure, or None if something is wrong with it."""
-        found = self._read(inspect.type_info(cls), value, "")
-        return None if self.problems else found
+    def struct(self, cls: type[S], value: Any) -> S:
+        """The structure. What is wrong has its default in it, so that the rest can be looked at as well."""
+        kind = inspect.type_info(cls)
+        assert isinstance(kind, inspect.StructType)
+        found = self._read(kind, value, "")
+        return cast(S, _blank(kind) if found is UNSET else found)
+
+    def is_broken(self, path: str, *, with_part: bool) -> bool:
+        """Whether something is wrong with a field, or with another one of its part of the document."""
+        parts = {path, path.rpartition(".")[0]} - {""} if with_part else {path}
+        paths = [problem.path for problem in self.problems]
+        return any(each in parts or (with_part and each.rpartition(".")[0] in parts) for each in paths)
 
     def _bad(self, path: str, value: Any, allowed: str) -> Any:
         self.problems.append(Problem(path, value, allowed))
@@ -40,7 +49,7 @@ class Reader:
         reader = _READERS[type(kind)]
         return reader(self, kind, value, path, description)
 
-    # -- one a kind of type; each gives the value, or notes what is wrong ----------------------------
+    # -- one for each kind of type: it gives the value, or notes what is wrong and gives UNSET --------
 
     def _struct(self, kind: inspect.StructType, value: Any, path: str, _: str) -> Any:
         if kind.cls is Secret:
@@ -59,7 +68,7 @@ class Reader:
             if field.required and name not in value:
                 allowed = f"it is missing; it has to be {describe(field.type)}"
                 self._bad(f"{path}.{name}" if path else name, UNSET, allowed)
-        return UNSET if UNSET in read.values() or self.problems else kind.cls(**read)
+        return _blank(kind, {name: each for name, each in read.items() if each is not UNSET})
 
     def _unknown(self, path: str, name: str, fields: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, fields, 1, _NEAR)
@@ -69,15 +78,19 @@ class Reader:
     def _list(self, kind: inspect.VarTupleType, value: Any, path: str, _: str) -> Any:
         if not isinstance(value, list | tuple):
             return self._bad(path, value, "a list")
-        return tuple([self._read(kind.item_type, each, f"{path}[{n}]") for n, each in enumerate(value)])
+        found = [self._read(kind.item_type, each, f"{path}[{n}]") for n, each in enumerate(value)]
+        if isinstance(kind.item_type, inspect.StructType):
+            found = [_blank(kind.item_type) if each is UNSET else each for each in found]
+        return tuple(each for each in found if each is not UNSET)
 
     def _dict(self, kind: inspect.DictType, value: Any, path: str, _: str) -> Any:
         if not isinstance(value, Mapping):
             return self._bad(path, value, "a table")
-        return {
-            self._read(kind.key_type, name, path): self._read(kind.value_type, each, f"{path}.{name}")
+        pairs = [
+            (self._read(kind.key_type, name, path), self._read(kind.value_type, each, f"{path}.{name}"))
             for name, each in value.items()
-        }
+        ]
+        return {name: each for name, each in pairs if UNSET not in (name, each)}
 
     def _union(self, kind: inspect.UnionType, value: Any, path: str, description: str) -> Any:
         """What may be absent: the only unions that a specification has."""
@@ -110,6 +123,13 @@ class Reader:
     def _secret(self, value: Any, path: str) -> Any:
         text = value.get("secret") if isinstance(value, Mapping) else value
         return Secret(text) if isinstance(text, str) and text else self._bad(path, UNSET, "it has to be a text")
+
+
+def _blank(kind: inspect.StructType, known: Mapping[str, Any] = MappingProxyType({})) -> Struct:
+    """A structure of what is known of it; fields that must be there and are not are empty."""
+    missing = {field.name: "" for field in kind.fields if field.required}
+    made: Struct = kind.cls(**{**missing, **known})
+    return made
 
 
 def _within(kind: Any, value: float) -> bool:
