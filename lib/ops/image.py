@@ -24,6 +24,7 @@ CACHES: Final[Mapping[str, tuple[bool, bool, bool]]] = {
 }
 DISCARDS: Final = ("unmap", "ignore")
 AIOS: Final = ("threads", "native", "io_uring")
+DETECT_ZEROES: Final = ("off", "on", "unmap")
 
 
 def check_choice(field: str, value: str, allowed: tuple[str, ...] | Mapping[str, object]) -> None:
@@ -78,20 +79,54 @@ def _check_kind(mode: int, path: str) -> None:
 
 
 def block_nodes(
-    node: str, format: str, driver: str, filename: str, *, read_only: bool, cache: str, discard: str, aio: str
+    node: str,
+    format: str,
+    driver: str,
+    filename: str,
+    *,
+    read_only: bool,
+    cache: str,
+    discard: str,
+    aio: str,
+    detect_zeroes: str = "off",
+    backing: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of ``blockdev-add`` for an image: a protocol node, then a format node that stands on it by name.
 
     Not the one within the other: QEMU would open the inner one anew whenever the outer one changes between reading
     and writing, as around a snapshot, and cannot where the file came as a descriptor.
+
+    :param backing: the node of the image beneath; None keeps QEMU from looking for one, whatever the header says
     """
-    direct, no_flush, _ = CACHES[cache]
-    common = {"read-only": read_only, "discard": discard, "cache": {"direct": direct, "no-flush": no_flush}}
+    common = common_options(read_only=read_only, cache=cache, discard=discard)
     file = file_node(node)
     protocol = {"driver": driver, "node-name": file, "filename": filename, "aio": aio, **common}
-    return protocol, {"driver": format, "node-name": node, "file": file, **common}
+    return protocol, format_node(node, format, common, detect_zeroes, backing)
+
+
+def common_options(*, read_only: bool, cache: str, discard: str) -> dict[str, Any]:
+    """What a protocol node and the format node on it are both told."""
+    direct, no_flush, _ = CACHES[cache]
+    return {"read-only": read_only, "discard": discard, "cache": {"direct": direct, "no-flush": no_flush}}
+
+
+def format_node(
+    node: str, format: str, common: Mapping[str, Any], detect_zeroes: str = "off", backing: str | None = None
+) -> dict[str, Any]:
+    """The arguments of ``blockdev-add`` for a format node on the file node of its name."""
+    options: dict[str, Any] = {"driver": format, "node-name": node, "file": file_node(node), **common}
+    if detect_zeroes != "off":
+        options["detect-zeroes"] = detect_zeroes
+    if format == "qcow2":
+        options["backing"] = backing
+    return options
 
 
 def file_node(node: str) -> str:
     """Name of the protocol node under a format node of ours."""
     return f"{node}-file"
+
+
+def backing_node(node: str, depth: int) -> str:
+    """Name of the format node of a disk's image at this depth; 0 is the topmost one, whose node has the disk's id."""
+    return f"{node}-back{depth}" if depth else node

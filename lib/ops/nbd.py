@@ -9,6 +9,7 @@ itself and is lost; that is seen over unix sockets alone.
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
@@ -22,8 +23,46 @@ from .undo import Revert, Undo
 
 # A server answers within a round trip; a storage host under load may take seconds to accept.
 HANDSHAKE_TIMEOUT: Final = 10.0
+DEFAULT_PORT: Final = 10809  # IANA's for NBD
 _ID_LENGTH: Final = 31  # BDRV's node_name[32]
 _MAX_DELAY: Final = 0xFFFFFFFF  # a uint32 in QEMU
+
+
+class Nbd(Struct, frozen=True, kw_only=True):
+    """An export of an NBD server, for a node or a disk to stand on.
+
+    :ivar address: any address of :mod:`drover.monitor.address`, such as ``unix:PATH`` or ``HOST:PORT``
+    :ivar export: the export's name; empty for the server's default
+    :ivar tls_creds: id of a ``tls-creds-…`` object of QEMU, for the client's end
+    :ivar tls_hostname: whom the server's certificate must name, if not the host of `address` (QEMU 7.0 and later)
+    :ivar reconnect_delay: seconds for which requests wait for a lost server to come back before they fail
+    """
+
+    address: str
+    export: str = ""
+    tls_creds: str | None = None
+    tls_hostname: str | None = None
+    reconnect_delay: int = 0
+
+
+def parse_nbd(uri: str) -> Nbd:
+    """Read an address as ``nbd://HOST:PORT/EXPORT`` or ``nbd+unix:///EXPORT?socket=PATH``.
+
+    :raises ArgumentError: it is neither
+    """
+    parts = urlsplit(uri)
+    export = unquote(parts.path.removeprefix("/"))
+    try:
+        if parts.scheme == "nbd" and parts.hostname and not parts.query and not parts.fragment:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else f"tcp:{parts.hostname}"
+            return Nbd(address=f"{host}:{parts.port or DEFAULT_PORT}", export=export)
+        if parts.scheme == "nbd+unix" and not parts.netloc and not parts.fragment:
+            ((name, path),) = parse_qsl(parts.query, strict_parsing=True)
+            if name == "socket":
+                return Nbd(address=f"unix:{path}", export=export)
+    except ValueError:
+        pass  # the port is no number, or there are more words than the one
+    raise ArgumentError("source", uri, "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
 
 
 class NbdNode(Struct, frozen=True, kw_only=True):
@@ -141,22 +180,66 @@ async def blockdev_add_nbd(
     :raises NbdError: the server is of no use; QEMU was not told of it
     :raises CommandError: QEMU refused
     """
-    _check_node(id, cache, discard, tls_creds, tls_hostname, reconnect_delay)
-    direct, no_flush, _ = image.CACHES[cache]
-    node: dict[str, Any] = {"driver": "nbd", "node-name": id, "server": port.locate(address), "export": export}
-    node |= {"read-only": read_only, "discard": discard, "cache": {"direct": direct, "no-flush": no_flush}}
-    node |= {"reconnect-delay": reconnect_delay}
-    node |= {"tls-creds": tls_creds} if tls_creds is not None else {}
-    node |= {"tls-hostname": tls_hostname} if tls_hostname is not None else {}
-    found = await _check_for_qemu(port, address, export, tls_creds is not None, timeout)
-    if found.read_only and not read_only:
-        raise NbdRefused(address, export, "read-only", "open it with read_only=True")
+    source = Nbd(
+        address=address,
+        export=export,
+        tls_creds=tls_creds,
+        tls_hostname=tls_hostname,
+        reconnect_delay=reconnect_delay,
+    )
+    check_id(id)
+    if len(id) > _ID_LENGTH:
+        raise ArgumentError("id", id, f"at most {_ID_LENGTH} characters")
+    image.check_choice("cache", cache, image.CACHES)
+    image.check_choice("discard", discard, image.DISCARDS)
+    check_source(source)
+    common = image.common_options(read_only=read_only, cache=cache, discard=discard)
+    node = nbd_node(port, id, source, common)
+    found = await shake_hands(port, source, read_only=read_only, timeout=timeout)
     with port.reservations.name(id):
         async with Undo(port) as undo:
             await undo.step("blockdev-add", node, undo=Revert("blockdev-del", {"node-name": id}))
             size = await _size(port, id)
             undo.keep()
     return NbdNode(node=id, size=size, export=found)
+
+
+async def shake_hands(port: Port, source: Nbd, *, read_only: bool, timeout: float = HANDSHAKE_TIMEOUT) -> NbdExport:
+    """Ask the server whether QEMU may dial it, and open this export so.
+
+    :param timeout: seconds for all of it
+    :raises NbdError: the server is of no use; QEMU was not told of it
+    """
+    found = await _check_for_qemu(port, source.address, source.export, source.tls_creds is not None, timeout)
+    if found.read_only and not read_only:
+        raise NbdRefused(source.address, source.export, "read-only", "open it with read_only=True")
+    return found
+
+
+def nbd_node(port: Port, node: str, source: Nbd, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``blockdev-add`` for a node on the server; it may be dialled after :func:`shake_hands` only."""
+    options: dict[str, Any] = {
+        "driver": "nbd",
+        "node-name": node,
+        "server": port.locate(source.address),
+        "export": source.export,
+    }
+    options |= {"reconnect-delay": source.reconnect_delay, **common}
+    options |= {"tls-creds": source.tls_creds} if source.tls_creds is not None else {}
+    options |= {"tls-hostname": source.tls_hostname} if source.tls_hostname is not None else {}
+    return options
+
+
+def check_source(source: Nbd) -> None:
+    """Look at all but the server itself.
+
+    :raises ArgumentError: something is wrong
+    """
+    _check_export(source.export)
+    if source.tls_hostname is not None and source.tls_creds is None:
+        raise ArgumentError("tls_hostname", source.tls_hostname, "only together with tls_creds")
+    if not 0 <= source.reconnect_delay <= _MAX_DELAY:
+        raise ArgumentError("reconnect_delay", source.reconnect_delay, f"seconds, from 0 to {_MAX_DELAY}")
 
 
 def _check_export(export: str) -> None:
@@ -166,20 +249,6 @@ def _check_export(export: str) -> None:
         fits = False
     if not fits:
         raise ArgumentError("export", export, f"at most {MAX_NAME} bytes of UTF-8")
-
-
-def _check_node(
-    id: str, cache: str, discard: str, tls_creds: str | None, tls_hostname: str | None, reconnect: int
-) -> None:
-    check_id(id)
-    if len(id) > _ID_LENGTH:
-        raise ArgumentError("id", id, f"at most {_ID_LENGTH} characters")
-    image.check_choice("cache", cache, image.CACHES)
-    image.check_choice("discard", discard, image.DISCARDS)
-    if tls_hostname is not None and tls_creds is None:
-        raise ArgumentError("tls_hostname", tls_hostname, "only together with tls_creds")
-    if not 0 <= reconnect <= _MAX_DELAY:
-        raise ArgumentError("reconnect_delay", reconnect, f"seconds, from 0 to {_MAX_DELAY}")
 
 
 async def _size(port: Port, node: str) -> int:

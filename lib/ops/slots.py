@@ -1,4 +1,4 @@
-"""Free places for devices: PCI slots from ``query-pci``, SCSI targets from a list of units. All of it pure.
+"""Free places for devices: PCI slots from ``query-pci``, SCSI targets from the units that there are. All of it pure.
 
 On the i440fx machine (``pc``) the root bus ``pci.0`` takes hotplug itself. On q35 the
 root bus ``pcie.0`` does not: each root port offers one slot, a bridge behind one
@@ -17,6 +17,7 @@ K = TypeVar("K")
 
 PCI_SLOTS: Final = 32
 SCSI_TARGETS: Final = 256  # of virtio-scsi (VIRTIO_SCSI_MAX_TARGET)
+SCSI_LUNS: Final = 16384  # of each (VIRTIO_SCSI_MAX_LUN)
 
 
 class BusKind(NamedTuple):
@@ -229,27 +230,53 @@ def _slot(addr: str) -> int:
         raise ArgumentError("addr", addr, "a slot in hexadecimal, such as '05' or '05.0'") from None
 
 
-def scsi_targets(used: Iterable[int]) -> bitarray:
-    """One bit a SCSI target of a virtio-scsi bus, set where it is taken."""
-    targets = bitarray(SCSI_TARGETS)
-    targets.setall(0)
-    for target in used:
-        targets[target] = 1
-    return targets
+class ScsiPlace(NamedTuple):
+    """Where a SCSI disk goes: bus of a controller, target and logical unit."""
+
+    bus: str
+    target: int
+    lun: int
+
+    @property
+    def addr(self) -> str:
+        """Target and LUN, as in ``3:0``."""
+        return f"{self.target}:{self.lun}"
 
 
 @contextmanager
 def scsi_place(
-    reservations: Reservations, ticket: int, device: str, bus: str, used: Iterable[int]
-) -> Iterator[tuple[str, int]]:
-    """Reserve a free SCSI target on `bus` until the end of the block.
+    reservations: Reservations,
+    ticket: int,
+    device: str,
+    bus: str,
+    used: Iterable[tuple[int, int]],
+    addr: str | None = None,
+) -> Iterator[ScsiPlace]:
+    """Reserve a place on `bus` until the end of the block: LUN 0 of the first target that has no unit.
 
-    :raises NoFreeSlot: all 256 targets are taken
+    :param used: targets and LUNs of the units on `bus`, asked of QEMU after `ticket` was drawn
+    :param addr: the caller's own choice, as in ``3:5``; it is QEMU that checks whether it is free
+    :raises NoFreeSlot: all 256 targets have a unit
+    :raises ArgumentError: `addr` is no target and LUN
     """
-    targets = scsi_targets(used)
-    keys = ((bus, target) for target in targets.search(bitarray("0")))
+    if addr is not None:
+        yield ScsiPlace(bus, *_unit(addr))
+        return
+    targets = bitarray(SCSI_TARGETS)
+    targets.setall(0)
+    for target, _ in used:
+        targets[target] = 1
+    keys = (ScsiPlace(bus, target, 0) for target in targets.search(bitarray("0")))
     try:
         with reservations.hold(keys, ticket) as place:
             yield place
     except LookupError:
         raise NoFreeSlot(device, {bus: SCSI_TARGETS}) from None
+
+
+def _unit(addr: str) -> tuple[int, int]:
+    target, _, lun = addr.partition(":")
+    if not (target.isdecimal() and lun.isdecimal() and int(target) < SCSI_TARGETS and int(lun) < SCSI_LUNS):
+        allowed = f"a SCSI target below {SCSI_TARGETS} and a LUN below {SCSI_LUNS}, such as '3:0'"
+        raise ArgumentError("addr", addr, allowed)
+    return int(target), int(lun)

@@ -46,8 +46,8 @@ async def find_scsi_bus(port: Port) -> str:
     raise ArgumentError("driver", "virtio-scsi", "only in a machine that has a virtio-scsi controller with an id")
 
 
-async def query_scsi_targets(port: Port, bus: str) -> list[int]:
-    """Return the SCSI targets that are taken on `bus`.
+async def query_scsi_units(port: Port, bus: str) -> list[tuple[int, int]]:
+    """Return target and LUN of each unit on `bus`.
 
     :raises ArgumentError: there is no such bus
     """
@@ -57,4 +57,7 @@ async def query_scsi_targets(port: Port, bus: str) -> list[int]:
     except CommandError as error:
         raise ArgumentError("bus", bus, "the bus of a virtio-scsi controller, such as 'scsi0.0'") from error
     links = [f"{path}/{child['name']}" for child in children if child["type"].startswith("link<scsi-")]
-    return await port.execute_many([("qom-get", {"path": link, "property": "scsi-id"}) for link in links])
+    found = await port.execute_many(
+        [("qom-get", {"path": link, "property": name}) for link in links for name in ("scsi-id", "lun")]
+    )
+    return list(zip(found[::2], found[1::2], strict=True))

@@ -95,6 +95,7 @@ class BlockModel:
                 "node-name": name,
                 "drv": node.get("driver", "raw"),
                 "file": f"/images/{name}",
+                "ro": node.get("read-only", False),
                 "cache": {"writeback": True, **node.get("cache", {})},
                 "image": {"virtual-size": self.sizes[name]},
                 **({"backing_file": f"/images/{node['backing']}"} if node.get("backing") else {}),
@@ -103,7 +104,21 @@ class BlockModel:
         ]
 
     def _do_query_block(self, _: Arguments) -> list[Arguments]:
-        return [{"device": "", "qdev": name} for name, device in self._qemu.devices.items() if "drive" in device]
+        return [
+            {"device": "", "qdev": name, "inserted": {"node-name": device["drive"]}}
+            for name, device in self._qemu.devices.items()
+            if "drive" in device
+        ]
+
+    def _do_x_debug_query_block_graph(self, _: Arguments) -> Arguments:
+        ids = {name: number for number, name in enumerate(self.nodes)}
+        edges = [
+            {"parent": ids[name], "child": ids[node[role]], "name": role}
+            for name, node in self.nodes.items()
+            for role in ("file", "backing")
+            if isinstance(node.get(role), str)
+        ]
+        return {"nodes": [{"id": ids[name], "type": "block-driver", "name": name} for name in ids], "edges": edges}
 
     def _do_transaction(self, given: Arguments) -> Arguments:
         pairs = []

@@ -61,10 +61,15 @@ class MemoryModel:
     def _do_object_del(self, given: Arguments) -> Arguments:
         if given["id"] not in self.objects:
             raise self._refused(f"object '{given['id']}' not found")
-        if given["id"] in [device.get("memdev") for device in self._qemu.devices.values()]:
+        used = [device.get(role) for device in self._qemu.devices.values() for role in ("memdev", "iothread")]
+        if given["id"] in used:
             raise self._refused(f"object '{given['id']}' is in use, can not be deleted")
         del self.objects[given["id"]]
         return {}
+
+    def _do_query_iothreads(self, _: Arguments) -> list[Arguments]:
+        threads = [name for name, given in self.objects.items() if given["qom-type"] == "iothread"]
+        return [{"id": name, "thread-id": number} for number, name in enumerate(threads, 1000)]
 
     def machine_memory(self) -> Arguments:
         """The machine's property `memory`."""

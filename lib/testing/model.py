@@ -204,9 +204,9 @@ class QemuModel:
         for field, known in (("netdev", self.netdevs), ("drive", self.nodes)):
             if field in given and given[field] not in known:
                 raise Refused(f"Property '{given['driver']}.{field}' can't find value '{given[field]}'")
-        place = [bus, given.get("addr"), given.get("scsi-id")]
+        place = _place_of(given)
         for other, device in self.devices.items():
-            if [device.get("bus"), device.get("addr"), device.get("scsi-id")] == place:
+            if _place_of(device) == place:
                 raise Refused(f"PCI: slot in use by {other}")
         self.devices[name] = given
         return {}
@@ -284,6 +284,10 @@ class QemuModel:
             else:
                 entries.append(_pci(name, slot, 0x1AF4, 0x1000))
         return entries
+
+
+def _place_of(device: Arguments) -> list[Any]:
+    return [device.get(name) for name in ("bus", "addr", "scsi-id", "lun")]
 
 
 def _pci(name: str, slot: int, vendor: int, device: int) -> Arguments:

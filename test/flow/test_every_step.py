@@ -3,29 +3,19 @@
 The steps are counted by running the flow; no test lists them.
 """
 
-import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from drover.errors import DroverError
 from drover.monitor.drive import drive
 from drover.ops import cpu, disk, memory, migration, migration_settings, nic, power
 from drover.ops.port import Port
 from drover.testing.model import QemuModel
 from drover.testing.scripted import Fault, ScriptedPort
-
-Flow = Callable[[Port], Coroutine[Any, Any, object]]
-
-
-class Case(NamedTuple):
-    """A flow, and what must have happened before it."""
-
-    flow: Flow
-    before: Flow | None = None
+from steps import MACHINES, Case, check_change, check_removal, count_steps, descriptors, failure, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -87,75 +77,20 @@ OTHERS = {
     "parameters": Case(lambda port: migration_settings.set_migration_parameters(port, {"downtime-limit": 5})),
     "cancel": Case(migration.migrate_cancel, lambda port: migration.migrate(port, "unix:/x")),
 }
-MACHINES = ("q35", "pc")
-
-
-def prepare(case: Case, machine: str, version: str = "7.2", guest: str = "obeys") -> QemuModel:
-    model = QemuModel(machine, version, guest)
-    if case.before is not None:
-        drive(case.before(ScriptedPort(model)))
-    return model
-
-
-def count_steps(case: Case, machine: str) -> int:
-    port = ScriptedPort(prepare(case, machine))
-    drive(case.flow(port))
-    assert port.steps
-    return len(port.steps)
-
-
-def descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
-
-
-def failure(case: Case, port: ScriptedPort) -> BaseException | None:
-    try:
-        drive(case.flow(port))
-    except (DroverError, OSError, asyncio.CancelledError) as error:
-        return error
-    return None
-
-
-def fails(case: Case, port: ScriptedPort) -> bool:
-    return failure(case, port) is not None
-
-
-def assert_nothing_held(port: ScriptedPort) -> None:
-    assert not port.reservations._held
 
 
 @pytest.mark.parametrize("fault", Fault)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", CHANGES)
 def test_change_happens_or_leaves_nothing(name: str, machine: str, fault: Fault) -> None:
-    case = CHANGES[name]
-    for step in range(count_steps(case, machine)):
-        model = prepare(case, machine)
-        before, fds = model.left(), descriptors()
-        port = ScriptedPort(model, fault, step)
-        error = failure(case, port)
-        assert (error is not None) == port.struck, f"{fault.name} at step {step} of {port.steps}"
-        assert descriptors() == fds, f"{port.steps}: a descriptor of ours stayed open"
-        assert_nothing_held(port)
-        if error is not None and fault is not Fault.CLOSED:  # then nobody can undo anything
-            assert not getattr(error, "__notes__", []), "the undo went well, so there is nothing to note"
-            assert model.left() == before, f"{name}: {fault.name} at step {step} of {port.steps}"
+    check_change(CHANGES[name], machine, fault)
 
 
 @pytest.mark.parametrize("fault", Fault)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", REMOVALS)
 def test_removal_can_be_repeated_to_its_end(name: str, machine: str, fault: Fault) -> None:
-    case = REMOVALS[name]
-    clean = QemuModel(machine).left()
-    for step in range(count_steps(case, machine)):
-        model = prepare(case, machine)
-        port = ScriptedPort(model, fault, step)
-        fails(case, port)
-        assert_nothing_held(port)
-        if model.left() != clean:
-            drive(case.flow(ScriptedPort(model)))
-        assert model.left() == clean, f"{name}: {fault.name} at step {step} of {port.steps}"
+    check_removal(REMOVALS[name], machine, fault)
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -164,7 +99,7 @@ def test_error_of_the_step_is_raised(name: str, fault: Fault) -> None:
     case = OTHERS[name]
     for step in range(count_steps(case, "q35")):
         port = ScriptedPort(prepare(case, "q35"), fault, step)
-        failed = fails(case, port)
+        failed = failure(case, port) is not None
         # these ask again after a timeout before they call it a failure
         assert failed or not port.struck or fault in (Fault.LOST, Fault.LATE, Fault.CLOSED), port.steps
 

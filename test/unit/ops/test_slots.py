@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drover.errors import ArgumentError, HotplugError, NoFreeSlot
-from drover.ops.slots import Place, Reservations, enumerated, mark_used, pci_buses, pci_place, scsi_place
+from drover.ops.slots import Place, Reservations, ScsiPlace, enumerated, mark_used, pci_buses, pci_place, scsi_place
 
 I440FX, Q35 = (0x8086, 0x1237), (0x8086, 0x29C0)
 ROOT_PORT, PCI_BRIDGE, PCIE_PCI, NIC = (0x1B36, 0x000C), (0x1B36, 0x0001), (0x1B36, 0x000E), (0x1AF4, 0x1000)
@@ -123,14 +123,32 @@ def test_names_are_held_by_one_call() -> None:
         pass
 
 
-@given(st.sets(st.integers(0, 255), max_size=256))
-def test_scsi_targets(used: set[int]) -> None:
+@given(st.sets(st.tuples(st.integers(0, 255), st.integers(0, 3)), max_size=255))
+def test_a_scsi_target_without_units_is_taken(used: set[tuple[int, int]]) -> None:
+    left = sorted(set(range(256)) - {target for target, _ in used})
+    with scsi_place(Reservations(), 0, "d", "scsi0.0", used) as place:
+        assert place == ScsiPlace("scsi0.0", left[0], 0)
+        assert place.addr == f"{left[0]}:0"
+
+
+def test_a_full_scsi_bus() -> None:
+    with pytest.raises(NoFreeSlot, match=r"scsi0\.0 \(256 of 256 used\)"):
+        with scsi_place(Reservations(), 0, "d", "scsi0.0", [(target, 7) for target in range(256)]):
+            pass
+    with scsi_place(Reservations(), 0, "d", "scsi0.0", [(target, 7) for target in range(256)], "255:16383") as place:
+        assert place == ScsiPlace("scsi0.0", 255, 16383)
+
+
+def test_two_flows_never_hold_one_unit() -> None:
     reservations = Reservations()
-    left = sorted(set(range(256)) - used)
-    if not left:
-        with pytest.raises(NoFreeSlot, match=r"scsi0\.0 \(256 of 256 used\)"):
-            with scsi_place(reservations, 0, "d", "scsi0.0", used):
-                pass
-        return
-    with scsi_place(reservations, 0, "d", "scsi0.0", used) as place:
-        assert place == ("scsi0.0", left[0])
+    ticket = reservations.ticket()
+    with scsi_place(reservations, ticket, "a", "scsi0.0", []) as first:
+        with scsi_place(reservations, ticket, "b", "scsi0.0", []) as second:
+            assert (first.addr, second.addr) == ("0:0", "1:0")
+
+
+@pytest.mark.parametrize("addr", ["", "3", "3:", ":0", "256:0", "0:16384", "-1:0", "3:0:0", "a:b", "03.0"])
+def test_what_is_no_target_and_lun(addr: str) -> None:
+    with pytest.raises(ArgumentError, match="a SCSI target below 256 and a LUN below 16384"):
+        with scsi_place(Reservations(), 0, "d", "scsi0.0", [], addr):
+            pass
