@@ -207,7 +207,7 @@ def _plug_bridge(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
 def _plug_ovs(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     nic = jack.nic
     mtu = nic.mtu or 0
-    with contextlib.suppress(OSError):  # the bridge need not be an interface as well
+    if nic.link in _interfaces():  # which a bridge of Open vSwitch's need not be
         mtu = max(mtu, links.get_mtu(nic.link))
     _make_tap(jack, plugged, mtu)
     _set_up(jack, ip=False)

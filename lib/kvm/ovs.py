@@ -1,6 +1,7 @@
 """Ports of Open vSwitch, by its own program ``ovs-vsctl``, which makes each change in one transaction."""
 
 import os
+import shutil
 from typing import Final
 
 from ..errors import NetworkError, ScriptFailed
@@ -49,9 +50,6 @@ def delete_port(port: str) -> None:
 
 def _vsctl(*words: str) -> str:
     env = scripts.PLAIN_ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    try:
-        return scripts.run([_PROGRAM, f"--timeout={_PATIENCE}", *words], env, timeout=_TIMEOUT)
-    except ScriptFailed as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            error.add_note("it is Open vSwitch's, in Debian's package openvswitch-switch")
-        raise
+    if shutil.which(_PROGRAM, path=env["PATH"]) is None:
+        raise ScriptFailed(_PROGRAM, "is not installed: it is Open vSwitch's, in Debian's package openvswitch-switch")
+    return scripts.run([_PROGRAM, f"--timeout={_PATIENCE}", *words], env, timeout=_TIMEOUT)

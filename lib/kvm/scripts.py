@@ -21,6 +21,8 @@ KILL_TIMEOUT: Final = 5.0  # s from SIGKILL to the end
 OUTPUT_LIMIT: Final = 4096  # bytes of its output that are kept: the last ones
 _READ_SIZE: Final = 65536  # bytes: what a pipe holds
 PLAIN_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+# Killed with us: whoever takes over from us runs the script for the way down, and this one must not go on then.
+_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 # Ganeti's names of modes
 _MODES: Final = {"bridge": "bridged", "ovs": "openvswitch"}
 
@@ -75,7 +77,7 @@ def environment(
 
 
 def run(words: Sequence[str], env: Mapping[str, str], *, timeout: float = TIMEOUT) -> str:
-    """Run a program to its end, in a session of its own, without any descriptor of ours.
+    """Run a program to its end, or ours, in a session of its own, without any descriptor of ours.
 
     What it leaves in the background when it succeeds is left alone. When it fails or hangs, all of its
     process group is killed.
@@ -114,10 +116,16 @@ def run(words: Sequence[str], env: Mapping[str, str], *, timeout: float = TIMEOU
 def _start(words: Sequence[str], env: Mapping[str, str], output: int) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd="/", start_new_session=True
+            [*_WITH_US, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=env,
+            cwd="/",
+            start_new_session=True,
         )
     except OSError as error:
-        raise ScriptFailed(words[0], f"cannot be executed: {error.strerror}") from error
+        raise ScriptFailed(words[0], f"{error.filename} cannot be executed: {error.strerror}") from error
 
 
 def _watch(

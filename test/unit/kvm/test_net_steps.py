@@ -17,6 +17,7 @@ from drover.kvm import net, netlink
 from drover.kvm.net import plug, release, tap_name
 from drover.kvm.nicplan import NicPlan
 from netns import ip, own_network, traces
+from vswitch import open_vswitch
 
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
 NAME = tap_name(UUID, "nic0")
@@ -31,7 +32,9 @@ MODES = {
     "bridge": {"link": "br0", "queues": 2},
     "routed": {"link": "100", "ip": "10.9.0.5"},
     "macvtap": {"link": "up0", "queues": 2},
+    "ovs": {"link": "ovs0"},
 }
+Remains = Callable[[], list[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,21 @@ def nic(request: pytest.FixtureRequest, tmp_path: Path) -> NicPlan:
         (tmp_path / name).chmod(0o755)
     up, down = os.fspath(tmp_path / "up"), os.fspath(tmp_path / "down")
     return NicPlan(id="nic0", mode=request.param, mac=MAC, script_up=up, script_down=down, **MODES[request.param])
+
+
+@pytest.fixture
+def remains(nic: NicPlan, tmp_path: Path) -> Iterator[Remains]:
+    """All that can be left behind."""
+
+    def files() -> list[str]:
+        return [path.name for path in tmp_path.iterdir()]
+
+    if nic.mode != "ovs":
+        yield lambda: [*traces(), *files()]
+        return
+    with open_vswitch(tmp_path / "ovs") as switch:
+        switch.add_bridge("ovs0")
+        yield lambda: [*traces(), *files(), *switch.vsctl("list-ports", "ovs0").split()]
 
 
 class Steps:
@@ -112,21 +130,20 @@ def fail() -> None:
     raise OSError(errno.EIO, "failed by the test")
 
 
-def test_killed_after_whatever_step_nothing_is_left_after_release(nic: NicPlan, tmp_path: Path) -> None:
-    before, number, status = traces(), 0, KILLED
+def test_killed_after_whatever_step_nothing_is_left_after_release(nic: NicPlan, remains: Remains) -> None:
+    before, number, status = remains(), 0, KILLED
     while status == KILLED:
         number += 1
         steps = Steps(("return", "c_return"), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
         status = in_child(partial(plugged_with, nic, steps))
         release(nic, "web1", uuid=UUID, index=0, name=NAME)
-        assert traces() == before, f"step {number}"
-        assert not (tmp_path / "lease").exists(), f"step {number}"
+        assert remains() == before, f"step {number}"
     assert status == NO_SUCH_STEP
     assert number > 20
 
 
-def test_failed_at_whatever_step_nothing_is_left(nic: NicPlan, tmp_path: Path) -> None:
-    before, fds = traces(), len(os.listdir("/proc/self/fd"))
+def test_failed_at_whatever_step_nothing_is_left(nic: NicPlan, remains: Remains) -> None:
+    before, fds = remains(), len(os.listdir("/proc/self/fd"))
 
     def work() -> int:
         status = plugged_with(nic, Steps(("call", "c_call"), number, fail))
@@ -136,8 +153,7 @@ def test_failed_at_whatever_step_nothing_is_left(nic: NicPlan, tmp_path: Path) -
     while status == FAILED:
         status = in_child(work)
         if status == FAILED:
-            assert traces() == before, f"step {number}"
-            assert not (tmp_path / "lease").exists(), f"step {number}"
+            assert remains() == before, f"step {number}"
             number += 1
     assert status == NO_SUCH_STEP
     assert number > 15

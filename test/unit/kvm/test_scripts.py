@@ -1,5 +1,6 @@
 """Scripts for the host's network: what they find, what becomes of them, and that they never hold anything up."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -115,13 +116,10 @@ def test_how_it_failed_is_said(script: Make, tmp_path: Path) -> None:
     assert isinstance(caught.value, NetworkError)
     with pytest.raises(ScriptFailed, match=r"script: was killed by signal 9$"):
         run(script("kill -9 $$"), {})
-    with pytest.raises(ScriptFailed, match="cannot be executed: No such file or directory"):
+    with pytest.raises(ScriptFailed, match="nothing: exit status 127: .*: No such file or directory"):
         run([os.fspath(tmp_path / "nothing")], {})
     (tmp_path / "data").write_text("data")
-    with pytest.raises(ScriptFailed, match="cannot be executed: Permission denied"):
-        run([os.fspath(tmp_path / "data")], {})
-    (tmp_path / "data").chmod(0o755)
-    with pytest.raises(ScriptFailed, match="cannot be executed: Exec format error"):
+    with pytest.raises(ScriptFailed, match="data: exit status 126: .*: Permission denied"):
         run([os.fspath(tmp_path / "data")], {})
 
 
@@ -171,6 +169,20 @@ def test_an_interrupt_kills_it(script: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(script(f"echo $$ >{tmp_path}/pid; sleep 1000"), PLAIN_ENVIRONMENT)
     thread.join()
+    assert ended(int((tmp_path / "pid").read_text()))
+
+
+def test_it_ends_with_us(script: Make, tmp_path: Path) -> None:
+    words = script(f"echo $$ >{tmp_path}/pid; exec sleep 1000")
+    ours = os.fork()
+    if not ours:
+        with contextlib.suppress(BaseException):
+            run(words, PLAIN_ENVIRONMENT)
+        os._exit(0)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
+        time.sleep(0.01)
+    os.kill(ours, signal.SIGKILL)
+    os.waitpid(ours, 0)
     assert ended(int((tmp_path / "pid").read_text()))
 
 
