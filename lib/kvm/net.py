@@ -1,6 +1,6 @@
 """The host's side of a NIC: made when it is plugged, taken away when its guest no longer has it.
 
-:func:`plug` makes all or nothing. What it made can be taken away by whoever knows the NIC's plan and the
+:func:`plug` makes all or nothing. What it made can be taken away by whoever knows the NIC and its
 interface's name, and does not have to be the process that made it: :func:`release` may be repeated, and
 does not mind what is gone already. A tap itself goes with its last descriptor, and its routes and its
 place on a bridge with it; an Open vSwitch port, a rule and a macvtap device would stay.
@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, DroverError, NetworkError, ScriptFailed, ScriptSlow
 from . import links, netlink, ovs, scripts
-from .nicplan import NicPlan
 from .rollback import Rollback
+from .spec import Nic
 from .taps import name_of, open_macvtap, open_tap
 
 _VHOST: Final = "/dev/vhost-net"
@@ -75,7 +75,7 @@ class Plugged(Struct, kw_only=True):
 class _Jack(Struct, frozen=True, kw_only=True):
     """A NIC, and where it is plugged."""
 
-    nic: NicPlan
+    nic: Nic
     instance: str
     uuid: str
     index: int
@@ -109,7 +109,7 @@ def tap_name(uuid: str, nic: str) -> str:
 
 
 def plug(
-    nic: NicPlan,
+    nic: Nic,
     instance: str,
     *,
     uuid: str,
@@ -122,13 +122,14 @@ def plug(
 
     A script that fails may have done half of its work, so the one for the way down is run then.
 
+    :param nic: of a completed specification: with an id and an address
     :param instance: its name
     :param uuid: the instance's
     :param index: which of the instance's NICs it is
     :param name: for the interface; :func:`tap_name` where it is not said
     :param given: mode ``fd``: descriptors of a tap, one for each pair of queues; they stay yours to close
     :param timeout: of a script, in seconds
-    :raises ArgumentError: the plan does not fit this host; nothing of it is left
+    :raises ArgumentError: what the NIC is to have does not fit this host; nothing of it is left
     :raises NetworkError: it could not be made; nothing of it is left
     :raises ScriptFailed: its script failed, or did not end; what that has made, the other script takes away
     """
@@ -151,7 +152,7 @@ def plug(
 
 
 def release(
-    nic: NicPlan, instance: str, *, uuid: str, index: int, name: str, timeout: float = scripts.TIMEOUT
+    nic: Nic, instance: str, *, uuid: str, index: int, name: str, timeout: float = scripts.TIMEOUT
 ) -> list[str]:
     """Take away what is left of a NIC's host side once no guest has it, and run its script; may be repeated.
 
@@ -286,7 +287,7 @@ _RELEASE: Final[dict[str, Callable[[_Jack], None]]] = {
 # -- their parts -----------------------------------------------------------------------------------------------------
 
 
-def _interface(nic: NicPlan, uuid: str, index: int, name: str, given: Sequence[int]) -> str:
+def _interface(nic: Nic, uuid: str, index: int, name: str, given: Sequence[int]) -> str:
     if nic.mode == "user":
         return ""
     if nic.mode != "fd":

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from uuid import UUID, uuid5
 
 from ..errors import ScriptFailed, ScriptSlow
-from .nicplan import NicPlan
+from .spec import Nic
 
 TIMEOUT: Final = 30.0  # s; a script asks a daemon or two. A spanning tree's 30 s are not for it to wait for
 KILL_TIMEOUT: Final = 5.0  # s from SIGKILL to the end
@@ -37,7 +37,7 @@ def nic_uuid(uuid: str, nic: str) -> str:
 
 
 def environment(
-    nic: NicPlan, instance: str, *, uuid: str, index: int, interface: str, action: Literal["up", "down"]
+    nic: Nic, instance: str, *, uuid: str, index: int, interface: str, action: Literal["up", "down"]
 ) -> dict[str, str]:
     """All that a script finds in its environment.
 

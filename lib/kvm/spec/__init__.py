@@ -19,6 +19,7 @@ from .complete import complete, completed
 from .devices import (
     BackingImage,
     Disk,
+    Network,
     Nic,
     Serial,
     Spice,
@@ -48,6 +49,7 @@ __all__ = [
     "BackingImage",
     "Throttle",
     "Nic",
+    "Network",
     "Serial",
     "Vnc",
     "Spice",

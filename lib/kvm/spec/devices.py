@@ -6,7 +6,6 @@ from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from ...ops.throttle import MAX_LENGTH, MAX_RATE, Limits
-from ..nicplan import Mode, Network
 from ..taps import MAX_QUEUES
 from .types import BootIndex, Id, Line, Mac, Path, PciAddress, Secret
 
@@ -131,6 +130,29 @@ class Disk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.source.startswith("/")
 
 
+class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network that a NIC is in: nothing but what scripts are told of it, in Ganeti's words.
+
+    :ivar name: its name
+    :ivar uuid: its UUID
+    :ivar tags: any
+    :ivar subnet: of IPv4, such as 10.0.0.0/24
+    :ivar gateway: of IPv4
+    :ivar subnet6: of IPv6
+    :ivar gateway6: of IPv6
+    :ivar mac_prefix: what the addresses of its NICs begin with
+    """
+
+    name: Line
+    uuid: Line = ""
+    tags: tuple[Line, ...] = ()
+    subnet: Line = ""
+    gateway: Line = ""
+    subnet6: Line = ""
+    gateway6: Line = ""
+    mac_prefix: Line = ""
+
+
 class Nic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A network card. What it stands on is made by :mod:`drover.kvm.net`.
 
@@ -153,7 +175,7 @@ class Nic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     id: Id = ""
-    mode: Mode = "user"
+    mode: Literal["bridge", "ovs", "routed", "macvtap", "user", "fd"] = "user"
     link: Annotated[str, Meta(pattern=r"^([^\s/\x00]{1,15})?$", description="the name of a link of the host")] = ""
     mac: Mac = ""
     model: Literal["virtio-net-pci", "e1000", "e1000e", "rtl8139"] = "virtio-net-pci"

@@ -15,7 +15,6 @@ import pytest
 from drover.errors import ArgumentError, NetworkError, ScriptFailed, ScriptSlow
 from drover.kvm import net, netlink
 from drover.kvm.net import plug, release, tap_name
-from drover.kvm.nicplan import NicPlan, plan_of
 from drover.kvm.spec import Nic
 from drover.kvm.taps import name_of, open_tap
 from netns import ip, own_network, traces
@@ -23,9 +22,9 @@ from netns import ip, own_network, traces
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
 NAME = tap_name(UUID, "nic0")
 WHERE = {"uuid": UUID, "index": 0}
-BRIDGED = NicPlan(id="nic0", mode="bridge", link="br0", mac="52:54:00:12:34:56")
-ROUTED = NicPlan(id="nic0", mode="routed", ip="10.9.0.5", mac="52:54:00:12:34:56")
-MACVTAP = NicPlan(id="nic0", mode="macvtap", link="up0", mac="52:54:00:12:34:56")
+BRIDGED = Nic(id="nic0", mode="bridge", link="br0", mac="52:54:00:12:34:56")
+ROUTED = Nic(id="nic0", mode="routed", ip="10.9.0.5", mac="52:54:00:12:34:56")
+MACVTAP = Nic(id="nic0", mode="macvtap", link="up0", mac="52:54:00:12:34:56")
 change = msgspec.structs.replace
 
 
@@ -133,11 +132,6 @@ def test_a_vlan_on_a_bridge_that_does_not_filter_is_wrong() -> None:
 def test_a_tap_of_somebody_elses_is_never_shared(queues: int) -> None:
     with open_tap(NAME, queues=2), pytest.raises(NetworkError, match=f"{NAME} is in use"):
         plug(change(BRIDGED, queues=queues), "web1", **WHERE)
-
-
-def test_a_nic_of_a_specification_is_a_plan() -> None:
-    nic = Nic(id="nic0", mode="bridge", link="br0", mac="52:54:00:12:34:56")
-    assert plan_of(nic) == BRIDGED
 
 
 def test_names_differ_and_stay() -> None:
@@ -316,11 +310,11 @@ def test_somebody_without_rights_is_told_what_he_lacks() -> None:
         from drover.errors import NetworkError
         from drover.kvm import netlink
         from drover.kvm.net import plug
-        from drover.kvm.nicplan import NicPlan, plan_of
+        from drover.kvm.spec import Nic
         netlink.bridges()
         os.setgroups([]), os.setgid(65534), os.setuid(65534)
         for mode, link in (("bridge", "br0"), ("routed", ""), ("macvtap", "up0"), ("user", "")):
-            nic = NicPlan(id="nic0", mode=mode, link=link, ip="10.9.0.5", mac="52:54:00:12:34:56")
+            nic = Nic(id="nic0", mode=mode, link=link, ip="10.9.0.5", mac="52:54:00:12:34:56")
             try:
                 plug(nic, "web1", uuid="6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1", index=0)
                 print(mode, "works")

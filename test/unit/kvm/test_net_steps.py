@@ -15,7 +15,7 @@ import pytest
 from drover.errors import NetworkError
 from drover.kvm import net, netlink
 from drover.kvm.net import plug, release, tap_name
-from drover.kvm.nicplan import NicPlan
+from drover.kvm.spec import Nic
 from netns import ip, own_network, traces
 from vswitch import open_vswitch
 
@@ -50,17 +50,17 @@ def network() -> Iterator[None]:
 
 
 @pytest.fixture(params=MODES)
-def nic(request: pytest.FixtureRequest, tmp_path: Path) -> NicPlan:
+def nic(request: pytest.FixtureRequest, tmp_path: Path) -> Nic:
     """A NIC of each mode, with scripts that keep a file, as others keep a lease."""
     for name, text in (("up", f"touch {tmp_path}/lease"), ("down", f"rm -f {tmp_path}/lease")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     up, down = os.fspath(tmp_path / "up"), os.fspath(tmp_path / "down")
-    return NicPlan(id="nic0", mode=request.param, mac=MAC, script_up=up, script_down=down, **MODES[request.param])
+    return Nic(id="nic0", mode=request.param, mac=MAC, script_up=up, script_down=down, **MODES[request.param])
 
 
 @pytest.fixture
-def remains(nic: NicPlan, tmp_path: Path) -> Iterator[Remains]:
+def remains(nic: Nic, tmp_path: Path) -> Iterator[Remains]:
     """All that can be left behind."""
 
     def files() -> list[str]:
@@ -113,7 +113,7 @@ def in_child(work: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def plugged_with(nic: NicPlan, steps: Steps) -> int:
+def plugged_with(nic: Nic, steps: Steps) -> int:
     """Plug it, with these steps; return one of the exit statuses below."""
     sys.setprofile(steps)
     try:
@@ -130,7 +130,7 @@ def fail() -> None:
     raise OSError(errno.EIO, "failed by the test")
 
 
-def test_killed_after_whatever_step_nothing_is_left_after_release(nic: NicPlan, remains: Remains) -> None:
+def test_killed_after_whatever_step_nothing_is_left_after_release(nic: Nic, remains: Remains) -> None:
     before, number, status = remains(), 0, KILLED
     while status == KILLED:
         number += 1
@@ -142,7 +142,7 @@ def test_killed_after_whatever_step_nothing_is_left_after_release(nic: NicPlan, 
     assert number > 20
 
 
-def test_failed_at_whatever_step_nothing_is_left(nic: NicPlan, remains: Remains) -> None:
+def test_failed_at_whatever_step_nothing_is_left(nic: Nic, remains: Remains) -> None:
     before, fds = remains(), len(os.listdir("/proc/self/fd"))
 
     def work() -> int:

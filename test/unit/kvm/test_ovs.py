@@ -10,15 +10,15 @@ import pytest
 from drover.errors import ArgumentError, NetworkError, ScriptFailed
 from drover.kvm import ovs
 from drover.kvm.net import plug, release, tap_name
-from drover.kvm.nicplan import NicPlan
 from drover.kvm.scripts import nic_uuid
+from drover.kvm.spec import Nic
 from netns import ip, own_network
 from vswitch import Switch, open_vswitch
 
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
 NAME = tap_name(UUID, "nic0")
 WHERE = {"uuid": UUID, "index": 0}
-NIC = NicPlan(id="nic0", mode="ovs", link="ovs0", mac="52:54:00:12:34:56")
+NIC = Nic(id="nic0", mode="ovs", link="ovs0", mac="52:54:00:12:34:56")
 change = msgspec.structs.replace
 
 

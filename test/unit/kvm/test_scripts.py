@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from drover.errors import NetworkError, ScriptFailed, ScriptSlow
-from drover.kvm.nicplan import Network, NicPlan
 from drover.kvm.scripts import OUTPUT_LIMIT, PLAIN_ENVIRONMENT, environment, nic_uuid, run
+from drover.kvm.spec import Network, Nic
 
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
 SOON = 5.0  # s: what is killed, or forgotten, is gone by then
@@ -56,7 +56,7 @@ def ended(pid: int) -> bool:
 
 
 def test_the_environment_is_ganetis() -> None:
-    nic = NicPlan(
+    nic = Nic(
         id="nic1", mode="bridge", link="br0", mac="52:54:00:12:34:56", vlan=7, ip="10.9.0.5", tags=("web", "dmz"),
         network=Network(
             name="lan", uuid="u", tags=("a", "b"), subnet="10.9.0.0/24", gateway="10.9.0.1", subnet6="fd00::/64",
@@ -74,7 +74,7 @@ def test_the_environment_is_ganetis() -> None:
 
 
 def test_what_is_not_known_is_not_there() -> None:
-    nic = NicPlan(id="nic0", mode="ovs", link="br0", mac="52:54:00:12:34:56")
+    nic = Nic(id="nic0", mode="ovs", link="br0", mac="52:54:00:12:34:56")
     found = environment(nic, "web1", uuid=UUID, index=0, interface="dr0", action="down")
     assert set(found) - set(PLAIN_ENVIRONMENT) == {
         "ACTION", "INSTANCE", "INTERFACE", "INTERFACE_INDEX", "INTERFACE_NAME", "INTERFACE_UUID", "LINK", "MAC",

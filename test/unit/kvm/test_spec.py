@@ -4,7 +4,6 @@ import msgspec
 import pytest
 
 from drover.errors import ArgumentError, SpecError
-from drover.kvm.nicplan import plan_of
 from drover.kvm.spec import Secret, Spec, completed, dump, load, parse
 from drover.kvm.spec.types import size_of
 
@@ -82,7 +81,7 @@ def test_completed():
     assert len(spec.uuid) == 36
     assert spec.nics[0].mac.startswith("52:54:00:")
     assert completed(spec) == spec
-    assert plan_of(spec.nics[0]).network.name == "lan"
+    assert spec.nics[0].network.name == "lan"
 
 
 def test_a_switch_that_is_off_can_be_said_so():
