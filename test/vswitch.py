@@ -61,7 +61,10 @@ def open_vswitch(run: Path) -> Iterator[Switch]:
         deadline = time.monotonic() + _START
         while not db.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
-        yield Switch(run, [server, stack.enter_context(_running(["ovs-vswitchd", f"unix:{db}"], run))])
+        switch = Switch(run, [server, stack.enter_context(_running(["ovs-vswitchd", f"unix:{db}"], run))])
+        yield switch
+        for bridge in switch.vsctl("list-br").split():  # its interfaces stay when it ends
+            switch.vsctl("del-br", bridge)
 
 
 @contextlib.contextmanager
