@@ -13,6 +13,8 @@ from ..spec import Spec
 
 _PLACEHOLDER: Final = re.compile(r"\{fd:([A-Za-z0-9._-]+)\}")
 
+_UNDERSCORED: Final = frozenset({"chassis_nr", "host_mtu"})  # so QEMU calls them, and all others with '-'
+
 
 class Qemu(Protocol):
     """What a QEMU is asked: :class:`drover.kvm.binary.Binary` knows it."""
@@ -171,7 +173,8 @@ class Writer:
 
 
 def _told(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("_", "-"): value for key, value in properties.items() if value is not None}
+    told = {name: value for name, value in properties.items() if value is not None}
+    return {name if name in _UNDERSCORED else name.replace("_", "-"): value for name, value in told.items()}
 
 
 def escape(value: str) -> str:

@@ -111,6 +111,10 @@ def _boot(spec: Spec) -> Iterator[Problem]:
     for name, value in (("initrd", boot.initrd), ("cmdline", boot.cmdline)):
         if value and not boot.kernel:
             yield Problem(f"boot.{name}", value, "possible without boot.kernel")
+    for kind, some in _kinds(spec):
+        for n, device in enumerate(some):
+            if boot.kernel and kind != "usb" and device.boot_index == 0:
+                yield Problem(f"{kind}[{n}].boot_index", 0, "free: it is that of boot.kernel")
 
 
 def _others(spec: Spec) -> Iterator[Problem]:

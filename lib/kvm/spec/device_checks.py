@@ -12,7 +12,6 @@ from ...ops.chain import MAX_LAYERS
 from ...ops.image import CACHES
 from .devices import Disk, Nic, Spice, UsbDevice, VfioDevice, Vnc
 
-_SERIAL_LENGTH: Final = {"virtio-blk": 20, "virtio-scsi": 36, "sata": 20}
 _BRIDGED: Final = ("bridge", "ovs", "macvtap")  # modes that need a link
 _VIRTIO: Final = "virtio-net-pci"
 _VNC_PASSWORD: Final = 8  # characters: those of DES's key
@@ -32,8 +31,6 @@ def check_disk(path: str, disk: Disk) -> Iterator[Problem]:
         yield Problem(f"{path}.iothread", disk.iothread, "possible on sata")
     if disk.bus == "sata" and disk.read_only and not disk.cdrom:
         yield Problem(f"{path}.read_only", True, "possible on sata, which has no such disks")
-    if len(disk.serial) > _SERIAL_LENGTH[disk.bus]:
-        yield Problem(f"{path}.serial", disk.serial, f"at most {_SERIAL_LENGTH[disk.bus]} characters, on {disk.bus}")
 
 
 def _empty(path: str, disk: Disk) -> Iterator[Problem]:

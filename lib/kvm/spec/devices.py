@@ -109,7 +109,7 @@ class Disk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     discard: Literal["unmap", "ignore"] = "unmap"
     detect_zeroes: Literal["off", "on", "unmap"] = "off"
     serial: Annotated[
-        str, Meta(pattern=r"^[\x21-\x7e]{0,36}$", description="at most 36 printable characters of ASCII, no blanks")
+        str, Meta(pattern=r"^[\x21-\x7e]{0,20}$", description="at most 20 printable characters of ASCII, no blanks")
     ] = ""
     iothread: Id = ""
     throttle: Throttle | None = None
