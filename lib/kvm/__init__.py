@@ -2,6 +2,7 @@
 
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line
+- :mod:`.firmware`  the UEFI that the host has for it
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.paths`  where everything of it lies
 - :mod:`.net`  the host's side of a NIC, made and taken away, with its :mod:`.scripts`

@@ -1,18 +1,26 @@
 """Disks: block nodes from the bottom up, then the devices on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
 
+from ...errors import ArgumentError
 from ...ops.chain import Layer
-from ...ops.image import CACHES, file_node
+from ...ops.image import CACHES, backing_node, common_options, file_node, format_node
+from ...ops.nbd import parse_nbd
 from ...ops.slots import SCSI_TARGETS
 from ..spec import Disk, Spec
 from .launch import DiskNeed, Writer
 from .places import Places
 
 SEED: Final = "seed"  # the disk for cloud-init, its node and its descriptor
-_NBD_PORT: Final = 10809
+
+
+class _Unit(NamedTuple):
+    """A place on SCSI."""
+
+    bus: str
+    target: int
+    lun: int
 
 
 class _Node(NamedTuple):
@@ -31,8 +39,8 @@ def _chain(disk: Disk) -> list[_Node]:
         return []
     top = _Node(disk.id, f"disk.{disk.id}", disk.source, str(disk.format), disk.read_only or disk.cdrom)
     below = (
-        _Node(f"{disk.id}.{n}", f"disk.{disk.id}.{n}", image.source, image.format, True)
-        for n, image in enumerate(disk.backing, 1)
+        _Node(backing_node(disk.id, depth), f"disk.{disk.id}.{depth}", image.source, image.format, True)
+        for depth, image in enumerate(disk.backing, 1)
     )
     return [top, *below]
 
@@ -66,7 +74,7 @@ def write_disks(out: Writer, places: Places) -> None:
         out.device("ich9-ahci", id="ahci", **places.fixed("ahci"))
     for need in disk_needs(spec):
         out.need(need)
-    targets = _scsi_targets(spec, controllers, out.given.places)
+    units = _scsi_places(spec, controllers, out.given.places)
     sata = [disk.id for disk in spec.disks if disk.bus == "sata"]
     for disk in spec.disks:
         _write_nodes(out, disk)
@@ -75,10 +83,10 @@ def write_disks(out: Writer, places: Places) -> None:
             _write_device(out, disk, "virtio-blk-pci", {**place, "iothread": disk.iothread or None})
             out.note("disk", disk.id, **place)
         elif disk.bus == "virtio-scsi":
-            bus, target = targets[disk.id]
-            where = {"bus": bus, "channel": 0, "scsi_id": target, "lun": 0}
+            bus, target, lun = units[disk.id]
+            where = {"bus": bus, "channel": 0, "scsi_id": target, "lun": lun}
             _write_device(out, disk, "scsi-cd" if disk.cdrom else "scsi-hd", where)
-            out.note("disk", disk.id, bus, f"{target}:0")
+            out.note("disk", disk.id, bus, f"{target}:{lun}")
         else:
             bus = f"{'ide' if spec.machine.q35 else 'ahci'}.{sata.index(disk.id)}"
             _write_device(out, disk, "ide-cd" if disk.cdrom else "ide-hd", {"bus": bus, "unit": 0})
@@ -98,24 +106,27 @@ def scsi_controllers(spec: Spec) -> dict[str, str]:
     return {f"scsi{n}": threads[n] if n < len(threads) else "" for n in range(number)}
 
 
-def _scsi_targets(
-    spec: Spec, controllers: Mapping[str, str], before: Mapping[str, tuple[str, str]]
-) -> dict[str, tuple[str, int]]:
-    """Bus and target of each SCSI disk: where it was before, or else the first that is free."""
+def _scsi_places(spec: Spec, controllers: Mapping[str, str], before: Mapping[str, tuple[str, str]]) -> dict[str, _Unit]:
+    """Where each SCSI disk is: where it was before, or else on the first target that is free."""
     disks = [disk for disk in spec.disks if disk.bus == "virtio-scsi"]
     buses = {thread: f"{name}.0" for name, thread in reversed(list(controllers.items()))}
-    kept: dict[str, tuple[str, int]] = {}
+    kept: dict[str, _Unit] = {}
     for disk in disks:
         bus, addr = before.get(disk.id, ("", ""))
         target, _, lun = addr.partition(":")
-        if bus == buses[disk.iothread] and lun == "0" and target.isdecimal():
-            kept[disk.id] = (bus, int(target))
-    free = {bus: _free(bus, list(kept.values())) for bus in buses.values()}
-    return {disk.id: kept.get(disk.id) or (bus := buses[disk.iothread], free[bus].pop(0)) for disk in disks}
+        if bus == buses[disk.iothread] and target.isdecimal() and lun.isdecimal():
+            kept[disk.id] = _Unit(bus, int(target), int(lun))
+    taken = {(unit.bus, unit.target) for unit in kept.values()}
+    free = {bus: iter(n for n in range(SCSI_TARGETS) if (bus, n) not in taken) for bus in buses.values()}
+    return {
+        disk.id: kept.get(disk.id) or _Unit(bus := buses[disk.iothread], _next(free[bus], disk.id), 0) for disk in disks
+    }
 
 
-def _free(bus: str, taken: Sequence[tuple[str, int]]) -> list[int]:
-    return [target for target in range(SCSI_TARGETS) if (bus, target) not in taken]
+def _next(free: Iterator[int], disk: str) -> int:
+    for target in free:
+        return target
+    raise ArgumentError("disks", disk, f"with at most {SCSI_TARGETS} disks on a virtio-scsi controller")
 
 
 def _write_device(out: Writer, disk: Disk, driver: str, where: Mapping[str, Any]) -> None:
@@ -129,43 +140,33 @@ def _write_device(out: Writer, disk: Disk, driver: str, where: Mapping[str, Any]
 
 def _write_nodes(out: Writer, disk: Disk) -> None:
     """The chain from its bottom: each image is a protocol node and a format node on it."""
-    direct, no_flush, _ = CACHES[disk.cache]
     below: str | None = None
     for node in reversed(_chain(disk)):
-        common = {
-            "read-only": node.read_only,
-            "discard": disk.discard,
-            "cache": {"direct": direct, "no-flush": no_flush},
-        }
-        file = file_node(node.name)
-        out.json("-blockdev", {"node-name": file, **_protocol(out, disk, node), **common})
-        top: dict[str, Any] = {"driver": node.format, "node-name": node.name, "file": file, **common}
-        if node.name == disk.id and disk.detect_zeroes != "off":
-            top["detect-zeroes"] = disk.detect_zeroes
-        if node.format == "qcow2":
-            top["backing"] = below  # null: there is nothing beneath, whatever the header says
-        out.json("-blockdev", top)
+        common = common_options(read_only=node.read_only, cache=disk.cache, discard=disk.discard)
+        out.json("-blockdev", {"node-name": file_node(node.name), **_protocol(out, disk, node), **common})
+        detect_zeroes = disk.detect_zeroes if node.name == disk.id else "off"
+        out.json("-blockdev", format_node(node.name, node.format, common, detect_zeroes, below))
         below = node.name
 
 
 def _protocol(out: Writer, disk: Disk, node: _Node) -> dict[str, Any]:
     """The arguments of a protocol node that say where the image is."""
     if node.source.startswith("nbd"):
-        return {"driver": "nbd", **_nbd(node.source)}
+        nbd = parse_nbd(node.source)
+        return {"driver": "nbd", "server": _server(nbd.address), "export": nbd.export}
     if node.source.startswith("rbd:"):
         pool, _, image = node.source.removeprefix("rbd:").rpartition("/")
         return {"driver": "rbd", "pool": pool, "image": image}
     driver = "host_device" if node.fd in out.given.block_devices else "file"
-    return {"driver": driver, "filename": out.fdset(node.fd, node.name), "aio": disk.aio}
+    return {"driver": driver, "filename": out.fdset(node.fd, disk.id), "aio": disk.aio}
 
 
-def _nbd(source: str) -> dict[str, Any]:
-    url = urlsplit(source)
-    export = unquote(url.path.removeprefix("/"))
-    if url.scheme == "nbd+unix":
-        return {"server": {"type": "unix", "path": parse_qs(url.query)["socket"][0]}, "export": export}
-    server = {"type": "inet", "host": url.hostname, "port": str(url.port or _NBD_PORT)}
-    return {"server": server, "export": export}
+def _server(address: str) -> dict[str, str]:
+    """An address of ours as QEMU's type ``SocketAddress``."""
+    if address.startswith("unix:"):
+        return {"type": "unix", "path": address.removeprefix("unix:")}
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    return {"type": "inet", "host": host.removeprefix("[").removesuffix("]"), "port": port}
 
 
 def write_seed(out: Writer, places: Places) -> None:

@@ -5,7 +5,9 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET
 
-from ...errors import Problem
+from ...errors import ArgumentError, Problem
+from ...ops.slots import SCSI_TARGETS
+from ...ops.storage import check_disk_id
 from .device_checks import check_disk, check_nic, check_spice, check_usb, check_vfio, check_vnc
 from .model import Spec
 
@@ -15,8 +17,6 @@ _MIB: Final = 1 << 20
 _PAGES: Final = {"off": _MIB, "2MiB": 2 * _MIB, "1GiB": 1024 * _MIB}
 SATA_PORTS: Final = 6  # of the ICH9
 SCSI_CONTROLLERS: Final = 4  # of which the first has no thread of its own
-_SCSI_TARGETS: Final = 256
-_NODE_LENGTH: Final = 31  # BDRV's node_name[32]
 _FIRST_CID: Final = 3  # those below are the host's
 # What the command line calls things of its own.
 RESERVED: Final = frozenset(
@@ -144,23 +144,11 @@ def _ids(spec: Spec) -> Iterator[Problem]:
         if name in RESERVED or numbered:
             yield Problem(path, name, "free: a part of the machine itself has this id")
     yield from _unique((f"{kind}[{n}].id", device.id) for kind, some in _kinds(spec) for n, device in enumerate(some))
-    yield from _nodes(spec)
-
-
-def _nodes(spec: Spec) -> Iterator[Problem]:
-    """The names of block nodes that follow from the ids of disks."""
-    nodes: list[tuple[str, str]] = []
     for n, disk in enumerate(spec.disks):
-        names = [disk.id, *(f"{disk.id}.{depth}" for depth in range(1, len(disk.backing) + 1))]
-        longest = max(len(name) for name in names) + len("-file")
-        if disk.backing and longest > _NODE_LENGTH:
-            allowed = f"short enough: for its backing images it makes names of {longest} characters, not {_NODE_LENGTH}"
-            yield Problem(f"disks[{n}].id", disk.id, allowed)
-        nodes += [(f"disks[{n}].id", name) for name in (*names[1:], *(f"{name}-file" for name in names))]
-    ids = {disk.id: f"disks[{n}].id" for n, disk in enumerate(spec.disks)}
-    for path, name in nodes:
-        if name in ids:
-            yield Problem(ids[name], name, f"free: a block node of {path} has this name")
+        try:
+            check_disk_id(disk.id, len(disk.backing))
+        except ArgumentError as error:
+            yield Problem(f"disks[{n}].id", disk.id, f"good: {error.allowed}")
 
 
 def _macs(spec: Spec) -> Iterator[Problem]:
@@ -193,8 +181,8 @@ def _disks(spec: Spec) -> Iterator[Problem]:
     for n, disk in enumerate(spec.disks):
         if disk.bus == "virtio-scsi":
             threads[disk.iothread] = threads.get(disk.iothread, 0) + 1
-            if threads[disk.iothread] == _SCSI_TARGETS + 1:
-                yield Problem(f"disks[{n}].bus", "virtio-scsi", f"possible: a controller has {_SCSI_TARGETS} places")
+            if threads[disk.iothread] == SCSI_TARGETS + 1:
+                yield Problem(f"disks[{n}].bus", "virtio-scsi", f"possible: a controller has {SCSI_TARGETS} places")
             if len(threads) > SCSI_CONTROLLERS:
                 allowed = f"possible: virtio-scsi can have {SCSI_CONTROLLERS - 1} threads, each with its controller"
                 yield Problem(f"disks[{n}].iothread", disk.iothread, allowed)

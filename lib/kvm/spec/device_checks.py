@@ -3,13 +3,13 @@
 import ipaddress
 from collections.abc import Iterator
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
 
 from msgspec import UNSET
 
 from ...errors import ArgumentError, Problem
 from ...ops.chain import MAX_LAYERS
 from ...ops.image import CACHES
+from ...ops.nbd import check_source, parse_nbd
 from .devices import Disk, Nic, Spice, UsbDevice, VfioDevice, Vnc
 
 _BRIDGED: Final = ("bridge", "ovs", "macvtap")  # modes that need a link
@@ -44,7 +44,7 @@ def _empty(path: str, disk: Disk) -> Iterator[Problem]:
 def _image(path: str, disk: Disk) -> Iterator[Problem]:
     if disk.format is None:
         yield Problem(f"{path}.format", UNSET, "it is missing; it has to be raw or qcow2, and is never probed")
-    yield from _source(f"{path}.source", disk.source)
+    yield from _source(path, disk)
     if disk.aio == "native" and not CACHES[disk.cache][0]:
         yield Problem(f"{path}.aio", disk.aio, f"possible with cache {disk.cache!r}: it needs none or directsync")
     if disk.aio != "threads" and not disk.local:
@@ -75,21 +75,23 @@ def _backing(path: str, disk: Disk) -> Iterator[Problem]:
         yield Problem(f"{path}.backing", len(disk.backing), f"at most {MAX_LAYERS - 1} images")
 
 
-def _source(path: str, source: str) -> Iterator[Problem]:
-    """Whether a URI has what it needs."""
-    if source.startswith("nbd"):
-        url = urlsplit(source)
+def _source(path: str, disk: Disk) -> Iterator[Problem]:
+    """What there is to say of a source that is no file: what it has to be, and that a guest's header is not read."""
+    if disk.source.startswith("rbd:"):
+        if not all(disk.source.removeprefix("rbd:").rpartition("/")):
+            yield Problem(f"{path}.source", disk.source, "rbd:POOL/IMAGE")
+    elif disk.source.startswith("nbd"):
         try:
-            good = (
-                parse_qs(url.query).get("socket", [""])[0].startswith("/") if url.scheme == "nbd+unix" else url.hostname
-            )
-            good = good and url.port != 0
-        except ValueError:
-            good = False
-        if not good:
-            yield Problem(path, source, "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
-    elif source.startswith("rbd:") and not all(source.removeprefix("rbd:").rpartition("/")):
-        yield Problem(path, source, "rbd:POOL/IMAGE")
+            nbd = parse_nbd(disk.source)
+            check_source(nbd)
+            if nbd.address.startswith("unix:") and not nbd.address.startswith("unix:/"):
+                yield Problem(f"{path}.source", disk.source, "with an absolute path of the socket")
+        except ArgumentError as error:
+            yield Problem(f"{path}.source", disk.source, error.allowed)
+    if not disk.local and disk.format == "qcow2":
+        yield Problem(
+            f"{path}.format", "qcow2", "possible but for a file of this host: who serves a disk serves it raw"
+        )
 
 
 # -- network cards ----------------------------------------------------------------------------------
