@@ -9,14 +9,20 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "build" / "py"))
 
+import msgspec  # noqa: E402
 import msgspec.inspect as types  # noqa: E402
 
+from drover.kvm.spec import Secret  # noqa: E402
+from drover.kvm.spec import devices as spec_devices  # noqa: E402
+from drover.kvm.spec import model as spec_model  # noqa: E402
+from drover.kvm.spec.reader import describe  # noqa: E402
 from drover.ops.migration_settings import CAPABILITIES, PARAMETERS, Setting  # noqa: E402
 from drover.ops.slots import BRIDGES, BusKind  # noqa: E402
 from drover.qmp import agent, session  # noqa: E402
@@ -107,6 +113,50 @@ def stripped(kind: types.Type) -> tuple[types.Type, list[str]]:
     return kind, []
 
 
+def fields(cls: type[msgspec.Struct]) -> str:
+    """The fields of one part of a specification."""
+    kind = types.type_info(cls)
+    assert isinstance(kind, types.StructType)
+    _, meanings = documented(cls)
+    lines = ["| field | what may stand there | default | meaning |", "|---|---|---|---|"]
+    for field in kind.fields:
+        default = "must be said" if field.required else spelt(field)
+        what = allowed(field.type)
+        if cls is spec_model.Spec and what.endswith(TABLE):
+            what += f" [below](#{field.name})"
+        lines.append(f"| `{field.name}` | {what} | {default} | {meanings[field.name]} |")
+    return "\n".join(lines)
+
+
+def spelt(field: types.Field) -> str:
+    """A field's default, as a document has it."""
+    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    if default is None or isinstance(default, msgspec.Struct):
+        return "none" if default is None else "its defaults"
+    if isinstance(field.type, types.Metadata) and (field.type.extra or {}).get("size") and default:
+        return f'`"{default >> 20}MiB"`'
+    return f"`{msgspec.json.encode(default).decode()}`"
+
+
+TABLE = "a table"
+
+
+def allowed(kind: types.Type) -> str:
+    """What may stand in a field."""
+    match kind:
+        case types.UnionType():
+            return next(allowed(each) for each in kind.types if not isinstance(each, types.NoneType))
+        case types.StructType():
+            return "a text" if kind.cls is Secret else TABLE
+        case types.VarTupleType():
+            return f"a list, each {allowed(kind.item_type)}"
+        case types.DictType():
+            return f"a table, each {allowed(kind.value_type)}"
+        case types.LiteralType():
+            return ", ".join(f"`{value}`" for value in kind.values)
+    return describe(kind).replace("|", "\\|")
+
+
 def documented(kind: type) -> tuple[str, dict[str, str]]:
     """What a type's docstring says of it, and of each of its members."""
     text = (inspect.getdoc(kind) or "").replace("``", "`")
@@ -115,6 +165,13 @@ def documented(kind: type) -> tuple[str, dict[str, str]]:
         name: " ".join(rest.split()) for name, _, rest in (field.partition(":") for field in fields)
     }
 
+
+SPECIFICATION = [
+    kind
+    for module in (spec_model, spec_devices)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
+]
 
 DRAWINGS: dict[str, Callable[[], str]] = {
     "session-states": lambda: states(session.State, session.MOVES),
@@ -128,6 +185,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "device-events": lambda: events(DEVICE_EVENTS),
     "migration-events": lambda: events(MIGRATION_EVENTS),
     "display-events": lambda: events(DISPLAY_EVENTS),
+    **{f"spec-{part.__name__}": partial(fields, part) for part in SPECIFICATION},
 }
 
 

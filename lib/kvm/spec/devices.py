@@ -33,10 +33,24 @@ Seconds = Annotated[int, Meta(ge=1, le=MAX_LENGTH)]
 class Throttle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of bytes and of requests a second; 0 is none. Either ``…_total``, or ``…_read`` and ``…_write``.
 
-    :ivar bps_total: bytes a second, and so on for the others
-    :ivar iops_total: requests a second, and so on for the others
-    :ivar bps_total_max: the rate of a burst
-    :ivar bps_total_max_length: for how many seconds it may last
+    :ivar bps_total: bytes a second
+    :ivar bps_read: bytes a second, when reading
+    :ivar bps_write: bytes a second, when writing
+    :ivar iops_total: requests a second
+    :ivar iops_read: requests a second, when reading
+    :ivar iops_write: requests a second, when writing
+    :ivar bps_total_max: the rate of a burst, bytes a second
+    :ivar bps_read_max: the rate of a burst, bytes a second, when reading
+    :ivar bps_write_max: the rate of a burst, bytes a second, when writing
+    :ivar iops_total_max: the rate of a burst, requests a second
+    :ivar iops_read_max: the rate of a burst, requests a second, when reading
+    :ivar iops_write_max: the rate of a burst, requests a second, when writing
+    :ivar bps_total_max_length: for how many seconds a burst may last, bytes
+    :ivar bps_read_max_length: for how many seconds a burst may last, bytes, when reading
+    :ivar bps_write_max_length: for how many seconds a burst may last, bytes, when writing
+    :ivar iops_total_max_length: for how many seconds a burst may last, requests
+    :ivar iops_read_max_length: for how many seconds a burst may last, requests, when reading
+    :ivar iops_write_max_length: for how many seconds a burst may last, requests, when writing
     :ivar iops_size: a request of more bytes than this counts as several; 0: each counts as one
     """
 

@@ -141,6 +141,12 @@ class CloudInit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Smbios(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest reads of its "hardware". Empty is QEMU's own.
 
+    :ivar manufacturer: who made it
+    :ivar product: its name
+    :ivar version: its version
+    :ivar serial: its serial number
+    :ivar sku: its number in a catalogue
+    :ivar family: what it is one of
     :ivar oem_strings: free texts (type 11), by which systemd and cloud-init take credentials
     """
 
@@ -164,9 +170,25 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar autostart_order: lower ones first
     :ivar autostart_delay: seconds to wait behind it
     :ivar restart: what to do when it ends by itself
+    :ivar machine: the board
+    :ivar cpu: the virtual CPUs
+    :ivar memory: the guest's memory
+    :ivar firmware: what starts first
+    :ivar boot: how it starts
+    :ivar tpm: a TPM
+    :ivar disks: disks and CD drives
+    :ivar nics: network cards
+    :ivar serial: the serial console; ``false`` is none
+    :ivar vnc: a screen by VNC
+    :ivar spice: a screen by SPICE
     :ivar agent: a channel for the guest agent
     :ivar rng: the host's random numbers for the guest
-    :ivar vsock_cid: the guest's number for vsock; 0 is none
+    :ivar watchdog: a watchdog
+    :ivar vsock_cid: the guest's number for vsock, from 3 on; 0 is none
+    :ivar usb: USB devices
+    :ivar vfio: PCI devices of the host
+    :ivar cloud_init: what cloud-init in the guest finds
+    :ivar smbios: what the guest reads of its hardware
     :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them
     """
 

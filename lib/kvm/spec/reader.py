@@ -96,7 +96,10 @@ class Reader:
         """What may be absent: the only unions that a specification has."""
         if value is None:
             return None
-        return self._read(next(each for each in kind.types if not isinstance(each, inspect.NoneType)), value, path)
+        inner = next(each for each in kind.types if not isinstance(each, inspect.NoneType))
+        if isinstance(inner, inspect.StructType) and inner.cls is not Secret and isinstance(value, bool):
+            return inner.cls() if value and not any(field.required for field in inner.fields) else None
+        return self._read(inner, value, path)
 
     def _bool(self, kind: inspect.BoolType, value: Any, path: str, _: str) -> Any:
         return value if isinstance(value, bool) else self._bad(path, value, describe(kind))

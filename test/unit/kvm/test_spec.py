@@ -88,6 +88,13 @@ def test_a_switch_that_is_off_can_be_said_so():
     assert parse({"name": "vm", "memory": {"hugepages": False}}).memory.hugepages == "off"
 
 
+def test_a_part_can_be_there_or_not_by_a_word():
+    spec = parse({"name": "vm", "serial": False, "vnc": True, "tpm": None, "watchdog": False})
+    assert (spec.serial, spec.tpm, spec.watchdog) == (None, None, None)
+    assert spec.vnc == parse({"name": "vm", "vnc": {}}).vnc
+    assert "network" in problems(nics=[{"network": {}}]).popitem()[0]
+
+
 def test_defaults():
     assert parse({"name": "vm"}).disks == ()
 
@@ -245,7 +252,8 @@ def test_what_is_missing():
         ({"boot": {"kernel": "/k", "cmdline": "x\ny"}}, "boot.cmdline", "one line"),
         ({"boot": {"kernel": "/k"}, "nics": [{"boot_index": 0}]}, "nics[0].boot_index", "boot.kernel"),
         ({"tpm": {"model": "spapr"}}, "tpm.model", "crb, tis"),
-        ({"serial": True}, "serial", "a table of fields"),
+        ({"serial": "yes"}, "serial", "a table of fields"),
+        ({"machine": True}, "machine", "a table of fields"),
         ({"vnc": {"listen": "127.0.0.1"}}, "vnc.listen", "ADDRESS:PORT"),
         ({"vnc": {"listen": "127.0.0.1:80"}}, "vnc.listen", "5900"),
         ({"vnc": {"listen": "::1:5900"}}, "vnc.listen", "ADDRESS:PORT"),
