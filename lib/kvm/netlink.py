@@ -1,12 +1,14 @@
 """What needs netlink: VLANs of a bridge, routes and rules, macvtap devices.
 
-pyroute2 takes 150 ms to load, so it is imported when it is first needed.
+pyroute2 takes 150 ms to load, so it is imported when it is first needed. It runs an event loop of its own for
+each socket: not to be called on the thread of one that runs.
 """
 
 import contextlib
 import errno
 import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Final
 from .links import get_index
 
 _PVID_UNTAGGED: Final = 0x2 | 0x4  # BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED
+_NUMBERS: Final = 1 << 30  # interfaces' numbers end below twice that, and the kernel counts from 1
 _TABLE_NAMES: Final = ("/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables")
 
 
@@ -84,9 +87,12 @@ def add_macvtap(name: str, parent: str, mac: str) -> None:
 
     :raises OSError: there is an interface of that name (EEXIST), or no such parent (ENODEV)
     """
+    # Its file /dev/tapN has its number, by which an interface of another network namespace may have one already, for
+    # the kernel counts in each namespace and there is one /dev for all. So it gets a number that nobody has.
+    number = _NUMBERS + secrets.randbelow(_NUMBERS)
     with _netlink() as netlink:
-        index = get_index(parent)
-        netlink.link("add", ifname=name, kind="macvtap", link=index, macvtap_mode="bridge", address=mac)
+        link = get_index(parent)
+        netlink.link("add", index=number, ifname=name, kind="macvtap", link=link, macvtap_mode="bridge", address=mac)
 
 
 def delete_macvtap(name: str) -> None:

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from drover.errors import ArgumentError, NetworkError, ScriptFailed, ScriptSlow
 from drover.kvm import net, netlink
 from drover.kvm.net import plug, release, tap_name
 from drover.kvm.spec import Nic
-from drover.kvm.taps import name_of, open_tap
+from drover.kvm.taps import name_of, open_macvtap, open_tap
 from netns import ip, own_network, traces
 
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
@@ -236,6 +237,46 @@ def test_only_a_macvtap_device_is_ever_deleted() -> None:
     with open_tap(NAME):
         release(MACVTAP, "web1", **WHERE, name=NAME)
         assert NAME in ip("link")
+
+
+def test_a_device_of_another_network_is_not_taken_for_ours() -> None:
+    """There is one /dev for all networks, and in each of them the kernel counts from 1."""
+    ip("link add link up0 name other type macvtap")
+    number = int(ip("-oneline link show other").partition(":")[0])
+    with plug(MACVTAP, "web1", **WHERE) as here, own_network():
+        ip("link add up0 type veth peer up1")
+        ip("link set up0 up")
+        with plug(MACVTAP, "web1", **WHERE) as there:  # the same one, as on the target of a migration
+            devices = [os.fstat(plugged.tap_fds[0]).st_rdev for plugged in (here, there)]
+            assert devices[0] != devices[1]
+        release(MACVTAP, "web1", **WHERE, name=NAME)
+        ip(f"link add link up0 name mine index {number} type macvtap")
+        with pytest.raises(OSError, match="belongs to another interface than mine"):
+            open_macvtap("mine")
+    release(MACVTAP, "web1", **WHERE, name=NAME)
+    ip("link del other")
+
+
+def test_many_at_once_do_not_get_in_each_others_way() -> None:
+    errors = []
+
+    def work(number: int) -> None:
+        try:
+            for plan in (change(ROUTED, ip=f"10.9.{number}.5", link="100"), MACVTAP, BRIDGED):
+                nic = change(plan, id=f"nic{number}", mac=f"52:54:00:12:34:{number:02x}")
+                for _ in range(3):
+                    with plug(nic, "web1", **WHERE) as plugged:
+                        pass
+                    release(nic, "web1", **WHERE, name=plugged.name)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
 def test_a_device_that_was_not_released_is_left_alone() -> None:
