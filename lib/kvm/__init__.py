@@ -1,9 +1,13 @@
-"""Instances on one node. So far:
+"""Instances on one node.
 
+- :mod:`.node`  all of them: made, found, renamed, removed, adopted after a restart of ours
+- :mod:`.instance`  one: its life, by way of :mod:`.launch`, :mod:`.mend`, :mod:`.ending`; :mod:`.condition`  how it is
+- :mod:`.host`  what the host lends them
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line
 - :mod:`.firmware`  the UEFI that the host has for it
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
+- :mod:`.sockets`, :mod:`.logs`  what QEMU serves and writes, made by us
 - :mod:`.paths`  where everything of it lies
 - :mod:`.net`  the host's side of a NIC, made and taken away, with its :mod:`.scripts`
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors

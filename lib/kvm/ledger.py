@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..errors import InstanceNotFound
 from .lock import LOCK_TIMEOUT, locked
 from .paths import InstancePaths, Paths
@@ -70,4 +72,6 @@ def opened(paths: Paths, name: str, operation: str, timeout: float = LOCK_TIMEOU
             document = load(mine.document)
         except FileNotFoundError:
             raise InstanceNotFound(name) from None
+        if document.spec.name != name:  # a rename is that of the folder; here it comes to its end
+            document.spec = replace(document.spec, name=name)
         yield Ledger(mine, document)

@@ -32,12 +32,14 @@ class InstancePaths:
     """The folders of one instance, and what lies in them.
 
     :ivar state: its durable folder
-    :ivar run: its folder of this boot
+    :ivar run: its folder of this boot, which only we may enter: for the sockets that we bind
+    :ivar private: the only folder that QEMU itself may write to: for the sockets that it binds
     """
 
     name: str
     state: Path
     run: Path
+    private: Path
 
     @property
     def document(self) -> Path:
@@ -68,11 +70,6 @@ class InstancePaths:
     def exit_status(self) -> Path:
         """How QEMU ended."""
         return self.state / "exit-status"
-
-    @property
-    def private(self) -> Path:
-        """The only folder that QEMU itself may write to: for sockets that it binds."""
-        return self.run / "qemu"
 
     def socket(self, what: str) -> Path:
         """A socket that is bound here: ``control``, ``events``, ``people``, ``serial``, ``agent``."""
@@ -112,8 +109,8 @@ class Paths:
         :raises ArgumentError: no instance can bear this name, or its sockets' paths would be too long
         """
         check_name(name)
-        paths = InstancePaths(name, self.instances / name, self.run / name)
-        longest = paths.private / "console"
+        paths = InstancePaths(name, self.instances / name, self.run / "instances" / name, self.run / "qemu" / name)
+        longest = paths.socket("control")
         if len(os.fsencode(longest)) > _SOCKET_PATH:
             raise ArgumentError("name", name, f"shorter: a socket's path has {_SOCKET_PATH} bytes at most: {longest}")
         return paths

@@ -27,7 +27,7 @@ META_PACKAGE = "linux-image-cloud-amd64"
 # What the guest loads, in this order, each after what it depends on. What the kernel has built in is passed over.
 MODULES = (
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", "virtio_mem", "virtio_console",
-    "sd_mod", "virtio_scsi", "ext4", "crc32c_generic", "nvme", "evdev", "button",
+    "sd_mod", "virtio_scsi", "ext4", "crc32c_generic", "nvme", "evdev", "button", "pvpanic_mmio",
 )  # fmt: skip
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -15,7 +15,10 @@ _USB: Final = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kb
 
 
 def write_serial(out: Writer) -> None:
-    """The serial console, and where it is written down. What nobody reads is dropped, and the guest goes on."""
+    """The serial console, and where it is written down. Where nobody is connected, it is dropped.
+
+    Somebody who is connected and does not read makes the guest wait, after some 200 characters.
+    """
     serial = out.spec.serial
     if serial is None:
         return

@@ -1,0 +1,103 @@
+"""How an instance is at this moment: from its document, its process, and QEMU's own answer."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ..errors import MonitorError
+from ..monitor.connection import QmpConnection
+from .ending import running
+from .host import Host
+from .ledger import Ledger
+from .record import Document
+
+
+class State(StrEnum):
+    """What an instance does."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STARTING = "starting"  # QEMU is there, and the guest has never run
+    SHUTDOWN = "shutdown"  # the guest has shut down, and QEMU waits for somebody to take note
+    PANICKED = "panicked"
+    IO_ERROR = "io-error"  # the guest waits for storage
+    MIGRATING = "migrating"
+    UNRESPONSIVE = "unresponsive"  # QEMU is there and does not answer
+    ENDED = "ended"  # QEMU has gone, and nobody has taken note
+    BUSY = "busy"  # somebody works on it, so QEMU was not asked
+
+
+# QEMU's RunState (qapi/run-state.json) in these words.
+_STATES: Final[Mapping[str, State]] = {
+    "running": State.RUNNING,
+    "suspended": State.RUNNING,
+    "paused": State.PAUSED,
+    "debug": State.PAUSED,
+    "save-vm": State.PAUSED,
+    "restore-vm": State.PAUSED,
+    "watchdog": State.PAUSED,
+    "colo": State.PAUSED,
+    "prelaunch": State.STARTING,
+    "shutdown": State.SHUTDOWN,
+    "guest-panicked": State.PANICKED,
+    "internal-error": State.PANICKED,
+    "io-error": State.IO_ERROR,
+    "inmigrate": State.MIGRATING,
+    "postmigrate": State.MIGRATING,
+    "finish-migrate": State.MIGRATING,
+}
+
+
+class Condition(Struct, kw_only=True):
+    """How an instance is.
+
+    :ivar state: what it does
+    :ivar document: what is kept of it
+    :ivar detail: more of it: QEMU's own word for the state, the disk that failed, who works on it
+    """
+
+    name: str
+    state: State
+    document: Document
+    detail: str = ""
+
+
+def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
+    """How it is; the lock must be held, for QEMU serves one client at a time.
+
+    :param timeout: seconds for QEMU to answer
+    """
+    condition = Condition(name=ledger.name, state=State.STOPPED, document=ledger.document)
+    if ledger.document.runtime is None:
+        return condition
+    process = running(host, ledger)
+    if process is None:
+        condition.state = State.ENDED
+        return condition
+    with process:
+        try:
+            with QmpConnection(ledger.paths.socket("control"), timeout=timeout) as vm:
+                condition.state, condition.detail = state_of(vm)
+        except MonitorError as error:
+            condition.state = State.UNRESPONSIVE if process.alive else State.ENDED
+            condition.detail = str(error)
+    return condition
+
+
+def state_of(vm: QmpConnection) -> tuple[State, str]:
+    """What a QEMU that answers does, and more of it."""
+    status = vm.query_status().status
+    state = _STATES.get(status, State.PAUSED)
+    if state is State.IO_ERROR:
+        failed = [_name(device) for device in vm.query_block() if device.get("io-status", "ok") != "ok"]
+        return state, ", ".join(failed)
+    return state, "" if status == state else status
+
+
+def _name(device: Mapping[str, Any]) -> str:
+    """A disk's id, from the QOM path that QEMU tells, and what its storage lacks."""
+    name = str(device.get("qdev") or device["device"]).removeprefix("/machine/peripheral/").partition("/")[0]
+    return f"{name}: {device['io-status']}"

@@ -1,0 +1,122 @@
+"""How a run ended, and what has to go with it.
+
+QEMU is started with ``-action shutdown=pause,panic=pause``: a guest that has shut down or panicked stands still in the
+run state ``shutdown`` or ``guest-panicked`` until somebody has read that, be it after our own restart. Only a signal
+from the host, a ``quit``, or a crash end the process.
+"""
+
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+from ..errors import DroverError, ProcessGone
+from . import net
+from .cgroup import Cgroup
+from .host import Host
+from .keeper import read_status
+from .ledger import Ledger
+from .process import STATUS_TIMEOUT, Process
+from .record import Runtime, Stop
+from .spec import Nic
+
+_LOG_LINES: Final = 20
+_LOG_BYTES: Final = 16384
+# What QEMU prints when a signal asked it to end (main_loop_should_exit in system/runstate.c).
+_SIGNALLED: Final = re.compile(r"terminating on signal (\d+)(?: from pid (\d+))?")
+
+
+def log_tail(ledger: Ledger) -> str:
+    """The last lines of what QEMU printed in this run."""
+    try:
+        with ledger.paths.log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _LOG_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return "\n".join(lines[-_LOG_LINES:])
+
+
+def why_it_ended(host: Host, ledger: Ledger) -> Stop:
+    """Why QEMU is no more, from how it ended and what it said last."""
+    document, log = ledger.document, log_tail(ledger)
+    stop = Stop(reason="unknown", at=time.time(), detail="it ended while nobody watched", log=log)
+    if document.runtime is not None and document.runtime.boot_id != host.boot_id:
+        stop.reason, stop.detail = "host-boot", "the host was booted anew"
+        return stop
+    if status := read_status(ledger.paths.exit_status, STATUS_TIMEOUT):
+        stop.exit_code, stop.signal = status.code, status.signal
+        told = _SIGNALLED.search(log.rpartition("\n")[2])
+        if status.signal is not None or status.code:
+            stop.reason, stop.detail = "crash", str(status)
+        elif told is not None:
+            sender = f" from process {told[2]}" if told[2] else ""
+            stop.reason, stop.detail = "host-signal", f"signal {told[1]}{sender}"
+        else:
+            stop.reason, stop.detail = "request", "somebody told QEMU to quit"
+    if document.pending is not None and document.pending.operation in ("stop", "kill"):
+        stop.reason, stop.detail, stop.log = "request", document.pending.operation, ""
+    return stop
+
+
+def running(host: Host, ledger: Ledger) -> Process | None:
+    """The QEMU of the document, if it runs; else None, and whatever has its pid now is somebody else's."""
+    runtime = ledger.document.runtime
+    if runtime is None or not runtime.pid or runtime.boot_id != host.boot_id:
+        return None
+    try:
+        return Process.attach(runtime.pid, runtime.start_time, runtime.boot_id, ledger.paths.exit_status)
+    except ProcessGone:
+        return None
+
+
+def end_process(host: Host, ledger: Ledger, *, grace: float = 0.0) -> None:
+    """Kill the QEMU of the document, if it runs, and see it end.
+
+    :param grace: seconds to end by itself, for one that was told to quit: it has closed its disks, not freed its memory
+    :raises ProcessStuck: it has not ended yet
+    """
+    process = running(host, ledger)
+    if process is not None:
+        with process:
+            if not process.wait(grace):
+                process.kill()
+
+
+def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
+    """Write down the end of a run whose QEMU is gone, when all that belonged to it has gone, too.
+
+    :returns: what could not be tidied up, in words
+    """
+    notices = _release(host, ledger)
+    document = ledger.document
+    stop.at = stop.at or time.time()
+    document.last_stop, document.runtime = stop, None
+    ledger.commit()
+    return notices
+
+
+def _release(host: Host, ledger: Ledger) -> list[str]:
+    """Take away everything that a run had on the host. Idempotent; QEMU must be gone."""
+    runtime = ledger.document.runtime
+    if runtime is None:
+        return []
+    notices: list[str] = []
+    for index, nic in enumerate(runtime.spec.nics):
+        if nic.mode not in ("user", "fd"):
+            notices += _release_nic(runtime, nic, index)
+    if runtime.cgroup and not Cgroup(Path(runtime.cgroup)).remove():
+        notices.append(f"{runtime.cgroup}: there are processes in it still")
+    host.remove_folders(ledger.paths)
+    ledger.paths.exit_status.unlink(missing_ok=True)
+    return notices
+
+
+def _release_nic(runtime: Runtime, nic: Nic, index: int) -> list[str]:
+    spec = runtime.spec
+    name = net.tap_name(spec.uuid, nic.id)
+    try:
+        return net.release(nic, spec.name, uuid=spec.uuid, index=index, name=name)
+    except (DroverError, OSError) as error:
+        return [f"nics[{index}]: {error}"]

@@ -1,0 +1,76 @@
+"""The host as an instance's life sees it: its folders, binaries and users, and what a run leaves on it."""
+
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from .acceleration import Verdict, acceleration
+from .binary import Binary, probe_binary
+from .cgroup import Cgroup, Tree
+from .identity import Identity, UidPool
+from .paths import InstancePaths, Paths, default_paths
+from .process import current_boot
+
+_KVM: Final = Path("/dev/kvm")
+
+
+class Host:
+    """One host, for one user of it.
+
+    :param paths: where everything lies; None for this user's own folders
+    :ivar boot_id: of the host's present boot
+    :ivar rootless: what needs root is out of reach: users of their own, taps
+    """
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        self.paths = paths or default_paths()
+        self.boot_id = current_boot()
+        self.rootless = os.geteuid() != 0
+
+    @cached_property
+    def uids(self) -> UidPool:
+        """The users that QEMUs run as."""
+        return UidPool(self.paths.uids)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The control groups of all instances."""
+        return Tree.find()
+
+    def binary(self, emulator: str) -> Binary:
+        """What a QEMU can do."""
+        return probe_binary(emulator, self.paths.cache)
+
+    def acceleration(self, binary: Binary, wanted: str) -> Verdict:
+        """Whether to run under KVM, and if not, why."""
+        return acceleration(binary, wanted, self.paths.cache, self.boot_id)
+
+    def identity(self, uuid: str, accelerator: str) -> Identity | None:
+        """The user that an instance's QEMU runs as, who may open ``/dev/kvm`` if it needs to; None: ours."""
+        if self.rootless:
+            return None
+        groups = (_KVM.stat().st_gid,) if accelerator == "kvm" else ()
+        return self.uids.lend(uuid, groups)
+
+    def make_folders(self, paths: InstancePaths, identity: Identity | None) -> None:
+        """Make the folders of a run. Who is not root or the instance's user sees nothing of them."""
+        for folder in (self.paths.run, paths.run.parent, paths.private.parent):
+            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for folder in (paths.run, paths.private):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if identity is not None:
+            os.chown(paths.private, identity.uid, identity.gid)
+
+    def remove_folders(self, paths: InstancePaths) -> None:
+        """Remove the folders of a run, and all sockets in them."""
+        for folder in (paths.run, paths.private):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def group(self, name: str) -> tuple[Cgroup | None, list[str]]:
+        """The control group of an instance, and what it lacks, in words."""
+        try:
+            return self.tree.make(name), [] if self.tree.path else list(self.tree.notices)
+        except OSError as error:
+            return None, [f"no control group: {error.filename}: {error.strerror}"]

@@ -1,0 +1,219 @@
+"""From a specification to a running machine.
+
+The order: write down that a start begins; prepare what the command line needs (sockets, images, taps); make the
+process, which waits; write down its pid; let it become QEMU; speak to it; let the guest run; write down that it runs.
+So there is never a QEMU that the document does not name, and one that is found in the run state ``prelaunch`` under an
+unfinished start has never run its guest.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import asdict
+
+from ..errors import DroverError, MonitorError, NotSupported, StartFailed
+from ..monitor.connection import QmpConnection
+from ..ops.chain import open_chain
+from ..ops.throttle import Limits
+from . import argv, logs, net
+from .argv import DiskNeed
+from .argv.board import MONITORS
+from .argv.devices import CONSOLE_LOG
+from .argv.disks import disk_needs
+from .binary import Binary
+from .ending import conclude, end_process, log_tail
+from .firmware import find_firmware
+from .host import Host
+from .ledger import Ledger
+from .process import Process, spawn
+from .record import Device, Runtime, Stop, replace
+from .sockets import Listeners
+from .spec import Spec
+
+# Seconds for QEMU to take in its command line and greet: memory that is allocated ahead takes its time.
+GREETING_TIMEOUT: Final = 60.0
+
+
+def start(host: Host, ledger: Ledger, *, paused: bool = False) -> list[str]:
+    """Start an instance that does not run. All happens, or nothing of it stays.
+
+    :param paused: do not let the guest run yet
+    :returns: notices, in words: what the host lacks and the machine does without
+    :raises StartFailed: QEMU did not come up
+    :raises DroverError: what it needs is not there
+    :raises OSError: an image cannot be opened, or a file not be made
+    """
+    document = ledger.document
+    _check(document.spec)
+    binary = host.binary(document.spec.emulator)
+    runtime = _plan(host, ledger, binary)
+    document.generation, document.runtime = runtime.generation, runtime
+    ledger.begin("start", paused=paused)
+    try:
+        notices = _make(host, ledger, binary, runtime)
+        with _greeted(ledger) as vm:
+            finish(vm, runtime, paused=paused)
+    except BaseException as error:
+        _undo(host, ledger, error)
+        raise
+    document.machine, document.last_stop = runtime.machine, None
+    ledger.commit()
+    return notices
+
+
+def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
+    """What is left to do when QEMU answers and the guest has not run yet. May be repeated."""
+    spec = runtime.spec
+    pinning = spec.cpu.pinning
+    for cpu in vm.query_cpus() if pinning else ():
+        os.sched_setaffinity(cpu.thread_id, cpu_set(pinning[min(cpu.cpu_index, len(pinning) - 1)]))
+    for protocol, screen in (("vnc", spec.vnc), ("spice", spec.spice)):
+        if screen is not None and screen.password is not None:
+            vm.set_password(protocol, screen.password.secret)
+    for disk in spec.disks:
+        if disk.throttle is not None:
+            vm.set_disk_throttle(disk.id, Limits(**asdict(disk.throttle)))
+    if not paused:
+        vm.cont()
+
+
+def _check(spec: Spec) -> None:
+    for field in ("tpm", "cloud_init"):
+        if getattr(spec, field) is not None:
+            raise NotSupported(f"the field {field}", by="this Drover")
+    for number, nic in enumerate(spec.nics):
+        if nic.mode == "fd":
+            raise NotSupported(f"nics[{number}].mode 'fd' at a start: nobody passes a descriptor", by="this Drover")
+
+
+def cpu_set(text: str) -> set[int]:
+    """The host's CPUs that a text such as ``0-3,8`` names."""
+    ends = [part.partition("-") for part in text.split(",")]
+    return {number for first, dash, last in ends for number in range(int(first), int(last if dash else first) + 1)}
+
+
+def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
+    document = ledger.document
+    verdict = host.acceleration(binary, document.spec.acceleration)
+    return Runtime(
+        generation=document.generation + 1,
+        boot_id=host.boot_id,
+        spec=document.spec,
+        emulator=binary.path,
+        version=binary.version,
+        machine=binary.resolve_machine(document.machine or document.spec.machine.type),
+        accelerator=verdict.accelerator,
+        notice=verdict.reason if document.spec.acceleration == "auto" else "",
+    )
+
+
+def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[str]:
+    """Prepare what the command line needs, and make the process. Our copies of descriptors are closed at the end."""
+    paths, spec = ledger.paths, runtime.spec
+    identity = host.identity(spec.uuid, runtime.accelerator)
+    host.make_folders(paths, identity)
+    with ExitStack() as lent:
+        plan = argv.build(spec, _given(ledger, runtime), binary)
+        fds = dict(_listen(lent, ledger, plan.fds))
+        for need in plan.disks:
+            fds |= _open_disk(lent, need)
+        if CONSOLE_LOG in plan.fds:
+            fds[CONSOLE_LOG] = logs.opened(lent, paths.console_log)
+        runtime.devices = {device.id: _device(device) for device in plan.devices}
+        found, notices = _plug_nics(lent, runtime)
+        log = logs.opened(lent, paths.log)
+        group, lacks = host.group(paths.name)
+        runtime.uid = None if identity is None else identity.uid
+        runtime.cgroup = "" if group is None else str(group.path)
+        runtime.argv = [binary.path, *plan.resolve(fds | found)]
+
+        def record(process: Process) -> None:
+            runtime.pid, runtime.start_time = process.pid, process.start_time
+            ledger.step("run")
+
+        spawn(
+            runtime.argv, status_path=paths.exit_status, log_fd=log, fds=[(fds | found)[name] for name in plan.fds],
+            identity=identity, cgroup=group, before=record,
+        ).close()  # fmt: skip
+    return [*([runtime.notice] if runtime.notice else []), *lacks, *notices]
+
+
+def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
+    paths, spec = ledger.paths, runtime.spec
+    code = variables = ""
+    if spec.firmware.type == "uefi":
+        found = find_firmware(spec.firmware, runtime.machine)
+        _make_variables(found.vars_template, paths.nvram)
+        code, variables = found.code, str(paths.nvram)
+    names = [name for need in disk_needs(spec) for name, layer in zip(need.fds, need.layers, strict=True)
+             if stat.S_ISBLK(os.stat(layer.path).st_mode)]  # fmt: skip
+    return argv.Given(
+        machine=runtime.machine, accelerator=runtime.accelerator, private=paths.private,
+        block_devices=frozenset(names), firmware_code=code, firmware_vars=variables,
+    )  # fmt: skip
+
+
+def _make_variables(template: str, store: Path) -> None:
+    """An instance's own variables are made once: the guest's boot entries are in them."""
+    if not store.exists():
+        replace(store, Path(template).read_bytes())
+
+
+def _plug_nics(lent: ExitStack, runtime: Runtime) -> tuple[dict[str, int], list[str]]:
+    """Make the host's side of all cards. What is made is known by its name, and released by it."""
+    spec, fds, notices = runtime.spec, dict[str, int](), list[str]()
+    for index, nic in enumerate(spec.nics):
+        if nic.mode == "user":
+            continue
+        plugged = lent.enter_context(net.plug(nic, spec.name, uuid=spec.uuid, index=index))
+        runtime.devices[nic.id].tap = plugged.name
+        for kind, numbers in (("nic", plugged.tap_fds), ("vhost", plugged.vhost_fds)):
+            fds |= {f"{kind}.{nic.id}.{pair}": fd for pair, fd in enumerate(numbers)}
+        notices += plugged.notices
+    return fds, notices
+
+
+def _device(built: argv.Built) -> Device:
+    return Device(kind=built.kind, bus=built.bus, addr=built.addr)
+
+
+def _listen(lent: ExitStack, ledger: Ledger, wanted: tuple[str, ...]) -> Mapping[str, int]:
+    listeners = lent.enter_context(Listeners())
+    for name in (*MONITORS, "serial", "agent"):
+        if name in wanted:
+            listeners.bind(name, ledger.paths.socket(name))
+    return listeners.fds
+
+
+def _open_disk(lent: ExitStack, need: DiskNeed) -> Mapping[str, int]:
+    chain = lent.enter_context(open_chain(need.layers, read_only=need.read_only, cache=need.cache))
+    return dict(zip(need.fds, chain.fds, strict=True))
+
+
+def _greeted(ledger: Ledger) -> QmpConnection:
+    """A connection to a QEMU that has just been started.
+
+    :raises StartFailed: it ended instead
+    """
+    vm = QmpConnection(ledger.paths.socket("control"), timeout=GREETING_TIMEOUT)
+    try:
+        vm.connect()
+    except MonitorError as error:
+        raise StartFailed(ledger.name, f"QEMU did not come up ({error})", log_tail(ledger)) from error
+    return vm
+
+
+def _undo(host: Host, ledger: Ledger, error: BaseException) -> None:
+    """After a failure: nothing of the start stays, but the reason.
+
+    Where even that fails, the intent stays, and whoever comes next takes it from there.
+    """
+    try:
+        end_process(host, ledger)
+        conclude(host, ledger, Stop(reason="start-failed", at=0, detail=str(error), log=log_tail(ledger)))
+    except (DroverError, OSError) as failure:
+        error.add_note(f"undo of the start failed: {failure}")

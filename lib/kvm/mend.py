@@ -1,0 +1,97 @@
+"""What an earlier call, or the host, left unfinished: completed or undone, by what QEMU itself says.
+
+Whoever takes an instance's lock to change it comes by here first, so nothing has to be remembered between two calls.
+"""
+
+from typing import Final
+
+from ..errors import MonitorError
+from ..monitor.connection import QmpConnection
+from .condition import State, state_of
+from .ending import conclude, end_process, running, why_it_ended
+from .host import Host
+from .keeper import read_status
+from .launch import finish
+from .ledger import Ledger
+from .process import STATUS_TIMEOUT
+from .record import Stop
+
+# Seconds from the end of its monitors to its own: it frees the guest's memory, some 0.1 s a GiB.
+QUIT_GRACE: Final = 30.0
+ENDED_BY_GUEST: Final = {State.SHUTDOWN: "guest-shutdown", State.PANICKED: "panic"}
+
+
+def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
+    """Bring document and machine together. Idempotent.
+
+    :param timeout: seconds for QEMU to answer
+    :returns: what was done, in words
+    :raises MonitorError: QEMU is there and does not answer; the document is as it was
+    """
+    document = ledger.document
+    if document.runtime is None:
+        return _forget(ledger)
+    process = running(host, ledger)
+    if process is None:
+        return _ended(host, ledger)
+    with process:
+        try:
+            with QmpConnection(ledger.paths.socket("control"), timeout=timeout) as vm:
+                state, _ = state_of(vm)
+                if state in ENDED_BY_GUEST:
+                    return collect(host, ledger, vm, state)
+                return _go_on(host, ledger, vm, state)
+        except MonitorError:
+            if process.alive:
+                raise
+    return _ended(host, ledger)
+
+
+def collect(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
+    """End a QEMU whose guest has come to its end, and write down how."""
+    pending = ledger.document.pending
+    asked = pending is not None and pending.operation == "stop"
+    stop = Stop(reason="request" if asked else ENDED_BY_GUEST[state], at=0, detail="the guest shut down")
+    if state is State.PANICKED:
+        stop.detail = "the guest panicked"
+    vm.quit()
+    end_process(host, ledger, grace=QUIT_GRACE)
+    if status := read_status(ledger.paths.exit_status, STATUS_TIMEOUT):
+        stop.exit_code, stop.signal = status.code, status.signal
+    return [f"its run has ended: {stop.detail}", *conclude(host, ledger, stop)]
+
+
+def _forget(ledger: Ledger) -> list[str]:
+    if ledger.document.pending is None:
+        return []
+    what = ledger.document.pending.operation
+    ledger.commit()
+    return [f"{what}: nothing of it was left"]
+
+
+def _ended(host: Host, ledger: Ledger) -> list[str]:
+    pending = ledger.document.pending
+    if pending is not None and pending.operation == "start":
+        stop = Stop(reason="start-failed", at=0, detail="the start was cut off, and is undone")
+    else:
+        stop = why_it_ended(host, ledger)
+    return [f"its run has ended: {stop.reason}, {stop.detail}", *conclude(host, ledger, stop)]
+
+
+def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
+    """The machine is there: complete what was begun with it, or undo it."""
+    document, pending = ledger.document, ledger.document.pending
+    if pending is None or document.runtime is None:
+        return []
+    if pending.operation == "start":
+        if state is State.STARTING:
+            finish(vm, document.runtime, paused=bool(pending.arguments.get("paused")))
+        document.machine, document.last_stop = document.runtime.machine, None
+        ledger.commit()
+        return ["its start was cut off, and is completed"]
+    if pending.operation == "kill":
+        end_process(host, ledger)
+        return _ended(host, ledger)
+    # a request to shut down was sent, or not: the guest runs, and may follow yet
+    ledger.commit()
+    return [f"{pending.operation} was cut off: it runs on"]

@@ -1,0 +1,170 @@
+"""All instances of one host: made, found, copied, removed, and adopted after a restart of ours."""
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+from msgspec import Struct
+
+from ..errors import DroverError, InstanceExists, InstanceNotFound, WrongState
+from .condition import Condition, State
+from .host import Host
+from .instance import ANSWER_TIMEOUT, Instance
+from .ledger import opened
+from .lock import LOCK_TIMEOUT, locked
+from .paths import Paths, check_name
+from .record import Document, load, save, sync_folder
+from .spec import Spec, completed
+
+# Each waits for its own QEMU: so many may hang before the others have to wait for them.
+_AT_ONCE: Final = 16
+# Leftovers of a create or delete that was cut off: no instance's name begins so.
+_ASIDE: Final = "."
+
+
+class Report(Struct, kw_only=True):
+    """What became of one instance among many.
+
+    :ivar condition: how it is; None where that could not be found out
+    :ivar notices: what was done, in words
+    :ivar error: why it failed; None if it did not
+    """
+
+    name: str
+    condition: Condition | None = None
+    notices: Sequence[str] = ()
+    error: DroverError | OSError | None = None
+
+
+class Node:
+    """The instances of a host.
+
+    :param paths: where everything lies; None for this user's own folders
+    """
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        self.host = Host(paths)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all instances."""
+        folder = self.host.paths.instances
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_ASIDE))
+
+    def instance(self, name: str, *, lock_timeout: float = LOCK_TIMEOUT) -> Instance:
+        """The instance of this name.
+
+        :raises InstanceNotFound: there is none; names those that are spelt alike
+        """
+        check_name(name)
+        if name not in self.names:
+            raise InstanceNotFound(name, difflib.get_close_matches(name, self.names, 3))
+        return Instance(self.host, name, lock_timeout=lock_timeout)
+
+    def create(self, spec: Spec) -> Instance:
+        """Make an instance, which does not run yet.
+
+        :returns: it; what was chosen for it, such as its uuid, is in its specification now
+        :raises InstanceExists: there is one of this name
+        """
+        paths = self.host.paths.instance(spec.name)
+        with locked(self.host.paths.locks, spec.name, "create"):
+            if paths.state.exists():
+                raise InstanceExists(spec.name)
+            aside = paths.state.with_name(f"{_ASIDE}new-{spec.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(mode=0o700, parents=True)
+            save(aside / paths.document.name, Document(spec=completed(spec)))
+            os.rename(aside, paths.state)
+            sync_folder(paths.state.parent)
+        return Instance(self.host, spec.name)
+
+    def delete(self, name: str) -> None:
+        """Forget an instance that does not run. Its disks are not touched.
+
+        :raises WrongState: it runs
+        """
+        with self._stopped(name, "delete"):
+            paths = self.host.paths.instance(name)
+            document = load(paths.document)
+            aside = paths.state.with_name(f"{_ASIDE}old-{document.spec.uuid}")
+            os.rename(paths.state, aside)
+            sync_folder(aside.parent)
+            if not self.host.rootless:
+                self.host.uids.give_back(document.spec.uuid)
+            shutil.rmtree(aside)
+
+    def survey(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
+        """How all instances are. One that hangs keeps no other waiting.
+
+        :param timeout: seconds for each QEMU to answer
+        """
+        return self._each(lambda instance: Report(name=instance.name, condition=instance.show(timeout=timeout)))
+
+    def adopt(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
+        """After a restart of ours: find every machine that runs, untouched, and mend what was left unfinished.
+
+        :param timeout: seconds for each QEMU to answer
+        """
+        self._sweep()
+
+        def adopt(instance: Instance) -> Report:
+            notices = instance.mend(timeout=timeout)
+            return Report(name=instance.name, condition=instance.show(timeout=timeout), notices=notices)
+
+        return self._each(adopt)
+
+    def rename(self, name: str, new: str) -> Instance:
+        """Give an instance that does not run another name. Its disks are not touched.
+
+        :raises WrongState: it runs
+        :raises InstanceExists: there is one of the new name
+        """
+        there = self.host.paths.instance(new)
+        if new == name:
+            return self.instance(name)
+        with self._stopped(name, "rename"), locked(self.host.paths.locks, new, "rename"):
+            here = self.host.paths.instance(name)
+            if there.state.exists():
+                raise InstanceExists(new)
+            os.rename(here.state, there.state)
+            sync_folder(there.state.parent)
+        return Instance(self.host, new)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stopped(self, name: str, operation: str) -> Iterator[None]:
+        instance = self.instance(name)
+        instance.mend()
+        with opened(self.host.paths, name, operation) as ledger:
+            if ledger.document.runtime is not None:
+                raise WrongState(name, State.RUNNING, State.STOPPED)
+            yield
+
+    def _each(self, act: Callable[[Instance], Report]) -> list[Report]:
+        def reported(name: str) -> Report:
+            try:
+                return act(Instance(self.host, name))
+            except (DroverError, OSError) as error:
+                return Report(name=name, error=error)
+
+        with ThreadPoolExecutor(_AT_ONCE, "instances") as threads:
+            return list(threads.map(reported, self.names))
+
+    def _sweep(self) -> None:
+        """Remove what a create or delete that was cut off has left, and let names agree."""
+        folder = self.host.paths.instances
+        if not folder.is_dir():
+            return
+        for entry in folder.iterdir():
+            if entry.name.startswith(f"{_ASIDE}old-"):
+                if not self.host.rootless:
+                    self.host.uids.give_back(entry.name.removeprefix(f"{_ASIDE}old-"))
+                shutil.rmtree(entry, ignore_errors=True)
