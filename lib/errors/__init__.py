@@ -24,6 +24,7 @@
     |  +- NoFreeSlot               every bus that was looked at is full
     |  +- UnplugRefused            the guest said no
     |  +- UnplugPending            the guest said nothing: still pending, completes at the next reset
+    |  +- TrayLocked               the guest holds a CD drive's tray shut
     +- JobError                    a background job of QEMU's did not do what was asked
     |  +- JobFailed                it ended with an error; QEMU's own text
     |  +- JobCancelled             somebody cancelled it
@@ -116,6 +117,7 @@ __all__ = [
     "NoFreeSlot",
     "UnplugRefused",
     "UnplugPending",
+    "TrayLocked",
     "JobError",
     "JobFailed",
     "JobCancelled",
@@ -344,6 +346,19 @@ class UnplugPending(HotplugError):
     The request cannot be taken back. It completes at the guest's next reset at
     the latest, and until then what backs the device must stay as it is.
     """
+
+
+class TrayLocked(HotplugError):
+    """The guest holds the tray of a CD drive shut, as it uses the medium. That one is still in.
+
+    The guest was told that somebody wants it out, and may open the tray later.
+
+    :ivar timeout: how long it had, in seconds
+    """
+
+    def __init__(self, device: str, timeout: float) -> None:
+        super().__init__(device, f"the guest holds the tray shut, for {timeout:g} s by now")
+        self.timeout = timeout
 
 
 class JobError(DroverError):

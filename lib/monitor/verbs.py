@@ -14,6 +14,7 @@ from ..ops import (
     agent_channel,
     bitmaps,
     blockjobs,
+    cdrom,
     cpu,
     disk,
     display,
@@ -213,6 +214,9 @@ class Verbs:
     hot_add_disk = verb(disk.hot_add_disk)
     hot_remove_disk = verb(disk.hot_remove_disk)
     resize_disk = verb(disk.resize_disk)
+    query_cdrom = verb(cdrom.query_cdrom)
+    change_medium = verb(cdrom.change_medium)
+    eject_medium = verb(cdrom.eject_medium)
     unplug = verb(unplug.unplug)
 
     get_migration_capabilities = verb(migration_settings.get_migration_capabilities)

@@ -6,7 +6,7 @@ offers thirty-one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 from bitarray import bitarray
@@ -179,11 +179,12 @@ class Reservations:
 
         :raises HotplugError: somebody does
         """
-        try:
-            with self.hold([("id", device)], self.ticket()):
-                yield
-        except LookupError:
-            raise HotplugError(device, "another call on this connection is working on it") from None
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.hold([("id", device)], self.ticket()))
+            except LookupError:
+                raise HotplugError(device, "another call on this connection is working on it") from None
+            yield
 
 
 @contextmanager
@@ -208,11 +209,12 @@ def pci_place(
         return
     chosen = [bus_ for bus_ in buses if bus_.kind.slots] if bus is None else [_named(buses, bus)]
     keys = [Place(entry.name, slot) for entry in chosen for slot in entry.free()]
-    try:
-        with reservations.hold(keys, ticket) as place:
-            yield place
-    except LookupError:
-        raise NoFreeSlot(device, {entry.name: entry.kind.slots for entry in chosen}) from None
+    with ExitStack() as held:
+        try:
+            place = held.enter_context(reservations.hold(keys, ticket))
+        except LookupError:
+            raise NoFreeSlot(device, {entry.name: entry.kind.slots for entry in chosen}) from None
+        yield place
 
 
 def _named(buses: Sequence[PciBus], name: str | None) -> PciBus:
@@ -267,11 +269,12 @@ def scsi_place(
     for target, _ in used:
         targets[target] = 1
     keys = (ScsiPlace(bus, target, 0) for target in targets.search(bitarray("0")))
-    try:
-        with reservations.hold(keys, ticket) as place:
-            yield place
-    except LookupError:
-        raise NoFreeSlot(device, {bus: SCSI_TARGETS}) from None
+    with ExitStack() as held:
+        try:
+            place = held.enter_context(reservations.hold(keys, ticket))
+        except LookupError:
+            raise NoFreeSlot(device, {bus: SCSI_TARGETS}) from None
+        yield place
 
 
 def _unit(addr: str) -> tuple[int, int]:

@@ -5,8 +5,9 @@ needs no right to any; and our own descriptors are closed as soon as QEMU has it
 copies, for an open copy would keep the image locked after QEMU's death.
 
 Nodes are named after the disk: ``ID`` on ``ID-file``, over a chain's ``ID-back1`` on
-``ID-back1-file``, and so on. So they are found again when the device has gone, and a
-disk must not have an id that looks like one of them.
+``ID-back1-file``, and so on; ``ID-next`` for ``ID`` in a CD drive at each second medium.
+So they are found again when the device has gone, and a disk must not have an id that
+looks like one of them.
 """
 
 import os
@@ -31,8 +32,10 @@ from .undo import Revert, Undo
 
 # BDRV's node_name[32], with its final NUL.
 _NODE_LENGTH: Final = 31
-_OURS: Final = re.compile(r"-file|-back\d+(-file)?")
-_LOOKS_LIKE_OURS: Final = re.compile(r".*(-file|-back\d+)")
+_OURS: Final = re.compile(r"(-next)?(?:-back(\d+))?(-file)?")
+_LOOKS_LIKE_OURS: Final = re.compile(r".*(-file|-back\d+|-next)")
+# What the nodes of a CD drive's medium have behind the drive's id, at each second medium.
+NEXT: Final = "-next"
 
 Source = str | os.PathLike[str] | Nbd
 
@@ -56,12 +59,13 @@ class Storage(Struct, frozen=True, kw_only=True):
             return self.source
         return parse_nbd(self.source) if isinstance(self.source, str) and "://" in self.source else None
 
-    def check(self, id: str) -> None:
+    def check(self, id: str, suffix: str = "") -> None:
         """Look at all that can be judged by itself.
 
+        :param suffix: what the names of the nodes may have behind `id`
         :raises ArgumentError: something is wrong, or `id` cannot be a disk's
         """
-        check_disk_id(id, len(self.backing))
+        check_disk_id(id, len(self.backing), suffix)
         image.check_choice("format", self.format, image.FORMATS)
         image.check_choice("cache", self.cache, image.CACHES)
         image.check_choice("discard", self.discard, image.DISCARDS)
@@ -79,16 +83,17 @@ class Storage(Struct, frozen=True, kw_only=True):
                 raise ArgumentError("format", self.format, "raw on an NBD server, whose export holds a disk")
 
 
-def check_disk_id(id: str, depth: int = 0) -> None:
+def check_disk_id(id: str, depth: int = 0, suffix: str = "") -> None:
     """Check that a disk can have this id.
 
     :param depth: how many images are beneath its topmost one
+    :param suffix: what the names of its nodes may have behind `id`
     :raises ArgumentError: it cannot
     """
     check_id(id)
     if _LOOKS_LIKE_OURS.fullmatch(id):
-        raise ArgumentError("id", id, "not with -file or -backN at its end: nodes of other disks are called so")
-    most = _NODE_LENGTH - len(image.file_node(image.backing_node("", depth)))
+        raise ArgumentError("id", id, "not with -file, -next or -backN at its end: nodes of other disks are so")
+    most = _NODE_LENGTH - len(image.file_node(image.backing_node(suffix, depth)))
     if len(id) > most:
         raise ArgumentError("id", id, f"at most {most} characters")
 
@@ -162,13 +167,9 @@ async def _add_node(undo: Undo, node: dict[str, Any]) -> None:
 
 def own_nodes(id: str, nodes: Sequence[str]) -> list[str]:
     """Which of `nodes` are named after the disk, topmost first."""
-
-    def depth(name: str) -> tuple[int, bool]:
-        rest = name.removeprefix(id).removesuffix("-file")
-        return int(rest.removeprefix("-back") or 0), name.endswith("-file")
-
-    ours = [name for name in nodes if name == id or (name.startswith(id) and _OURS.fullmatch(name[len(id) :]))]
-    return sorted(ours, key=depth)
+    found = {name: _OURS.fullmatch(name[len(id) :]) for name in nodes if name.startswith(id)}
+    ranks = {name: (bool(match[1]), int(match[2] or 0), bool(match[3])) for name, match in found.items() if match}
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 async def find_top(port: Port, id: str) -> str | None:
@@ -206,6 +207,16 @@ async def remove_nodes(port: Port, id: str, top: str | None) -> bool:
     for node in ours:
         await _remove_node(port, node)
     return foreign or bool(ours)
+
+
+async def remove_medium(port: Port, name: str) -> None:
+    """Remove the nodes of a CD drive's medium that nothing uses, if there are any.
+
+    :param name: the drive's id, or that with :data:`NEXT` behind it; only these nodes, not those of the other one
+    """
+    for node in own_nodes(name, await _names(port)):
+        if not node.startswith(name + NEXT):
+            await _remove_node(port, node)
 
 
 async def _remove_node(port: Port, node: str) -> None:

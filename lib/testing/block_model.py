@@ -25,11 +25,19 @@ class Refusal(Protocol):
     def __call__(self, desc: str, error_class: str = "GenericError") -> Exception: ...
 
 
+class Trays(Protocol):
+    """The CD drives of the machine, by id."""
+
+    open_trays: set[str]
+    locked: set[str]
+
+
 class Machine(Protocol):
     """What block nodes and jobs need of the machine."""
 
     devices: dict[str, Arguments]
     fdsets: dict[int, str]
+    cds: "Trays"
     emit: Callable[[str, Arguments], None]
 
 
@@ -104,11 +112,19 @@ class BlockModel:
         ]
 
     def _do_query_block(self, _: Arguments) -> list[Arguments]:
-        return [
-            {"device": "", "qdev": name, "inserted": {"node-name": device["drive"]}}
-            for name, device in self._qemu.devices.items()
-            if "drive" in device
-        ]
+        return [self._block(name, device) for name, device in self._qemu.devices.items() if "drive" in device]
+
+    def _block(self, name: str, device: Arguments) -> Arguments:
+        cds, removable = self._qemu.cds, device["driver"].endswith("-cd")
+        entry = {"device": "", "qdev": name, "removable": removable, "locked": name in cds.locked}
+        if removable:
+            entry["tray_open"] = name in cds.open_trays
+        if device["drive"]:
+            entry["inserted"] = self._inserted(device["drive"])
+        return entry
+
+    def _inserted(self, node: str) -> Arguments:
+        return {"node-name": node, "image": {"virtual-size": self.sizes[node]}}
 
     def _do_x_debug_query_block_graph(self, _: Arguments) -> Arguments:
         ids = {name: number for number, name in enumerate(self.nodes)}

@@ -1,7 +1,8 @@
 """The test guest's kernel and initramfs, built from the distribution's packages and cached.
 
-The kernel is the one that ``linux-image-cloud-amd64`` depends on, downloaded
-but not installed; the initramfs holds the static busybox of ``busybox-static``,
+The kernel is the one that ``linux-image-cloud-amd64`` depends on, downloaded but not
+installed; or that of ``linux-image-amd64``, which has drivers for what no cloud has:
+SATA, USB, e1000, watchdogs. The initramfs holds the static busybox of ``busybox-static``,
 the modules of that kernel which make virtio devices work, and ``guest/``.
 No root is needed, except for apt's package lists where they were never fetched.
 
@@ -22,13 +23,35 @@ from pathlib import Path
 from drover.testing import archive
 from drover.testing.archive import Entry, ImageError, locked, newc, run, scratch, tool
 
-META_PACKAGE = "linux-image-cloud-amd64"
-
 # What the guest loads, in this order, each after what it depends on. What the kernel has built in is passed over.
 MODULES = (
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", "virtio_mem", "virtio_console",
     "sd_mod", "virtio_scsi", "ext4", "crc32c_generic", "nvme", "evdev", "button", "pvpanic_mmio",
 )  # fmt: skip
+MORE_MODULES = (
+    "ahci", "ata_piix", "sr_mod", "isofs", "xhci_pci", "usb_storage", "usbhid", "hid_generic",
+    "e1000", "e1000e", "i6300esb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel of the distribution's.
+
+    :ivar package: depends on the newest one
+    :ivar prefix: of its package's file in the cache
+    :ivar modules: what the guest loads
+    """
+
+    package: str
+    prefix: str
+    modules: Sequence[str]
+
+
+KERNELS = {
+    "cloud": Kernel("linux-image-cloud-amd64", "", MODULES),
+    "full": Kernel("linux-image-amd64", "full-", (*MODULES, *MORE_MODULES)),
+}
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _GUEST = Path(__file__).resolve().parent / "guest"
@@ -48,7 +71,7 @@ class GuestImage:
     version: str
 
 
-def guest_image(cache: Path | None = None) -> GuestImage:
+def guest_image(cache: Path | None = None, kernel: str = "cloud") -> GuestImage:
     """Return the guest image, built first if its inputs are new. Safe in several processes at once.
 
     A cached kernel is kept until it is deleted from the cache, so that a
@@ -56,16 +79,17 @@ def guest_image(cache: Path | None = None) -> GuestImage:
 
     :param cache: where to keep it; else ``$DROVER_GUEST_CACHE``, else ``build/guest`` of the source tree, else
         ``drover/guest`` in the user's cache directory
+    :param kernel: ``cloud``, or ``full``, which boots more slowly and has more drivers
     :raise ImageError: a tool or package is missing (named), or apt, gcc or dpkg failed (quoted)
     """
-    cache = cache or default_cache()
+    cache, chosen = cache or default_cache(), KERNELS[kernel]
     busybox = _busybox()
-    if (deb := _cached_kernel(cache)) and (found := _finished(cache, deb, busybox)):
+    if (deb := _cached_kernel(cache, chosen)) and (found := _finished(cache, deb, busybox)):
         return found
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
-        deb = _cached_kernel(cache) or _download_kernel(cache)
-        return _finished(cache, deb, busybox) or _build(cache, deb, busybox)
+        deb = _cached_kernel(cache, chosen) or _download_kernel(cache, chosen)
+        return _finished(cache, deb, busybox) or _build(cache, deb, busybox, chosen.modules)
 
 
 def default_cache() -> Path:
@@ -105,29 +129,31 @@ def _busybox() -> Path:
 # -- the kernel ------------------------------------------------------------------------------------------------------
 
 
-def _cached_kernel(cache: Path) -> Path | None:
-    return max(cache.glob("linux-image-*.deb"), key=lambda deb: deb.stat().st_mtime, default=None)
+def _cached_kernel(cache: Path, kernel: Kernel) -> Path | None:
+    return max(cache.glob(f"{kernel.prefix}linux-image-*.deb"), key=lambda deb: deb.stat().st_mtime, default=None)
 
 
-def _download_kernel(cache: Path) -> Path:
-    apt = tool("apt-get", f"apt (or put the Debian package that {META_PACKAGE} depends on into {cache})")
+def _download_kernel(cache: Path, kernel: Kernel) -> Path:
+    apt = tool(
+        "apt-get", f"apt (or put what {kernel.package} depends on into {cache}/{kernel.prefix}linux-image-….deb)"
+    )
     # Without this, apt says at each download by root that its own user cannot write here.
     download = (apt, "-qq", "-o", "APT::Sandbox::User=root", "download")
     with scratch(cache) as work:
         try:
-            run(*download, _kernel_package(), cwd=work)
+            run(*download, _newest(kernel.package), cwd=work)
         except ImageError as error:  # lists never fetched, or so old that the mirror has dropped what they name
             _update(apt, error)
-            run(*download, _kernel_package(), cwd=work)
+            run(*download, _newest(kernel.package), cwd=work)
         (deb,) = work.glob("*.deb")
-        return deb.rename(cache / deb.name)
+        return deb.rename(cache / f"{kernel.prefix}{deb.name}")
 
 
-def _kernel_package() -> str:
-    depends = run(tool("apt-cache", "apt"), "depends", "--important", META_PACKAGE)
+def _newest(package: str) -> str:
+    depends = run(tool("apt-cache", "apt"), "depends", "--important", package)
     if found := re.search(r"Depends: (linux-image-\S+)", depends):
         return found[1]
-    raise ImageError(f"{META_PACKAGE} depends on no kernel: {depends.strip()}")
+    raise ImageError(f"{package} depends on no kernel: {depends.strip()}")
 
 
 def _update(apt: str, error: ImageError) -> None:
@@ -139,7 +165,7 @@ def _update(apt: str, error: ImageError) -> None:
 # -- the image -------------------------------------------------------------------------------------------------------
 
 
-def _build(cache: Path, deb: Path, busybox: Path) -> GuestImage:
+def _build(cache: Path, deb: Path, busybox: Path, modules: Sequence[str]) -> GuestImage:
     with scratch(cache) as work:
         root, image = work / "root", work / "image"
         image.mkdir()
@@ -148,7 +174,7 @@ def _build(cache: Path, deb: Path, busybox: Path) -> GuestImage:
         version = kernel.name.removeprefix("vmlinuz-")
         kernel.rename(image / "vmlinuz")
         (image / "version").write_text(version + "\n")
-        entries = _entries(_compile(work), busybox, _closure(_module_tree(root, version), MODULES))
+        entries = _entries(_compile(work), busybox, _closure(_module_tree(root, version), modules))
         (image / "initrd.gz").write_bytes(gzip.compress(newc(entries), mtime=0))
         image.rename(_folder(cache, deb, busybox))
     found = _finished(cache, deb, busybox)
@@ -217,9 +243,9 @@ def _entries(helper: bytes, busybox: Path, modules: dict[str, bytes]) -> list[En
 
 
 def main() -> int:
-    """Build the image and print its paths; the exit code is 1 when that fails."""
+    """Build an image and print its paths; the exit code is 1 when that fails. An argument chooses the kernel."""
     try:
-        image = guest_image()
+        image = guest_image(kernel=sys.argv[1] if sys.argv[1:] else "cloud")
     except ImageError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .block_model import BlockModel
+from .cd_model import CdModel
 from .memory_model import CPU, MemoryModel
 from .migration_model import MigrationModel
 from .nbd_model import ExportModel, NbdServerModel
@@ -57,6 +58,7 @@ class QemuModel:
         self.block = BlockModel(self, Refused)
         self.nodes, self.sizes = self.block.nodes, self.block.sizes
         self.exports = ExportModel(self, Refused)
+        self.cds = CdModel(self, Refused)
         self.memory = MemoryModel(self, Refused)
         self.nbd_servers: dict[str, NbdServerModel] = {}  # elsewhere, by address
         self.emit: Emit = lambda name, data: None
@@ -78,6 +80,7 @@ class QemuModel:
             "exports": dict(self.exports.exports),
             "objects": dict(self.memory.objects),
             "devices": dict(self.devices),
+            "open trays": set(self.cds.open_trays),
         }
 
     def execute(self, command: str, arguments: Arguments | None, has_fd: bool = False) -> Any:
@@ -90,7 +93,7 @@ class QemuModel:
         self._checker.check(command, arguments)
         given = dict(arguments or {})
         name = f"_do_{command.replace('-', '_')}"
-        places = (self, self.migration, self.block, self.exports, self.memory)
+        places = (self, self.migration, self.block, self.exports, self.memory, self.cds)
         handler = next((getattr(place, name) for place in places if hasattr(place, name)), None)
         if handler is None:
             raise AssertionError(f"the model does not know the command '{command}'")

@@ -123,6 +123,20 @@ def test_names_are_held_by_one_call() -> None:
         pass
 
 
+def test_what_goes_wrong_while_they_are_held_is_not_taken_for_a_lack_of_room() -> None:
+    reservations, buses = Reservations(), pci_buses(machine())
+    held = [
+        reservations.name("a"),
+        pci_place(reservations, 0, buses, "a"),
+        scsi_place(reservations, 0, "a", "scsi0.0", []),
+    ]
+    for context in held:
+        with pytest.raises(KeyError):
+            with context:
+                raise KeyError
+    assert not reservations._held
+
+
 @given(st.sets(st.tuples(st.integers(0, 255), st.integers(0, 3)), max_size=255))
 def test_a_scsi_target_without_units_is_taken(used: set[tuple[int, int]]) -> None:
     left = sorted(set(range(256)) - {target for target, _ in used})
