@@ -24,6 +24,7 @@ def temporary_node() -> Iterator[Node]:
     """A node whose folders are new; at the end nothing of it runs."""
     # a socket's path is short, and pytest's folders are not
     top = Path(tempfile.mkdtemp(prefix="drover-"))
+    top.chmod(0o711)  # QEMU's own user has to pass
     node = Node(Paths(top / "state", top / "run"))
     try:
         yield node

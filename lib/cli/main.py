@@ -17,13 +17,30 @@ from drover.version import __version__
 
 
 class Entry(NamedTuple):
-    """A sub-command as the table knows it: the module whose `command` it is, and its line in `drover --help`."""
+    """A sub-command as the table knows it: the module, its name there, and its line in `drover --help`."""
 
     module: str
     summary: str
+    name: str = "command"
 
 
+_INSTANCES = "drover.cli.instances"
 COMMANDS = {
+    "adopt": Entry(_INSTANCES, "After a restart: find what runs, mend what was left unfinished.", "adopt"),
+    "console": Entry("drover.cli.console", "Be at an instance's serial console.", "console"),
+    "create": Entry(_INSTANCES, "Make an instance of a specification.", "create"),
+    "delete": Entry(_INSTANCES, "Forget an instance that does not run.", "delete"),
+    "kill": Entry(_INSTANCES, "End an instance at once.", "kill"),
+    "list": Entry(_INSTANCES, "Show all instances of this host.", "list_"),
+    "pause": Entry(_INSTANCES, "Let a guest stand still.", "pause"),
+    "reboot": Entry(_INSTANCES, "Shut an instance down and start it anew.", "reboot"),
+    "rename": Entry(_INSTANCES, "Give an instance another name.", "rename"),
+    "reset": Entry(_INSTANCES, "Press an instance's reset button.", "reset"),
+    "resume": Entry(_INSTANCES, "Let a guest run on.", "resume"),
+    "run": Entry("drover.cli.run", "Make, start and watch an instance: drover run demo.", "run"),
+    "show": Entry(_INSTANCES, "Show an instance.", "show"),
+    "start": Entry(_INSTANCES, "Start an instance.", "start"),
+    "stop": Entry(_INSTANCES, "Shut an instance down.", "stop"),
     "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
     "hmp": Entry("drover.shell.hmp", "Talk to a machine's human monitor."),
     "qga": Entry("drover.shell.qga", "Talk to the agent in a guest."),
@@ -44,7 +61,7 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        command: click.Command = import_module(entry.module).command
+        command: click.Command = getattr(import_module(entry.module), entry.name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from msgspec.structs import asdict
+from msgspec import structs
 
 from ..errors import DroverError, MonitorError, NotSupported, StartFailed
 from ..monitor.connection import QmpConnection
@@ -32,7 +32,7 @@ from .ledger import Ledger
 from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
 from .sockets import Listeners
-from .spec import Spec
+from .spec import BootSpec, Spec
 
 # Seconds for QEMU to take in its command line and greet: memory that is allocated ahead takes its time.
 GREETING_TIMEOUT: Final = 60.0
@@ -76,7 +76,7 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
             vm.set_password(protocol, screen.password.secret)
     for disk in spec.disks:
         if disk.throttle is not None:
-            vm.set_disk_throttle(disk.id, Limits(**asdict(disk.throttle)))
+            vm.set_disk_throttle(disk.id, Limits(**structs.asdict(disk.throttle)))
     if not paused:
         vm.cont()
 
@@ -99,6 +99,7 @@ def cpu_set(text: str) -> set[int]:
 def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
     document = ledger.document
     verdict = host.acceleration(binary, document.spec.acceleration)
+    wants = document.spec.acceleration == "auto"
     return Runtime(
         generation=document.generation + 1,
         boot_id=host.boot_id,
@@ -107,7 +108,7 @@ def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
         version=binary.version,
         machine=binary.resolve_machine(document.machine or document.spec.machine.type),
         accelerator=verdict.accelerator,
-        notice=verdict.reason if document.spec.acceleration == "auto" else "",
+        notice=f"it runs without KVM, many times slower: {verdict.reason}" if wants and verdict.reason else "",
     )
 
 
@@ -117,7 +118,8 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[
     identity = host.identity(spec.uuid, runtime.accelerator)
     host.make_folders(paths, identity)
     with ExitStack() as lent:
-        plan = argv.build(spec, _given(ledger, runtime), binary)
+        boot, boot_fds = _open_boot(lent, spec.boot)
+        plan = argv.build(structs.replace(spec, boot=boot), _given(ledger, runtime), binary)
         fds = dict(_listen(lent, ledger, plan.fds))
         for need in plan.disks:
             fds |= _open_disk(lent, need)
@@ -136,7 +138,8 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[
             ledger.step("run")
 
         spawn(
-            runtime.argv, status_path=paths.exit_status, log_fd=log, fds=[(fds | found)[name] for name in plan.fds],
+            runtime.argv, status_path=paths.exit_status, log_fd=log,
+            fds=[*boot_fds, *((fds | found)[name] for name in plan.fds)],
             identity=identity, cgroup=group, before=record,
         ).close()  # fmt: skip
     return [*([runtime.notice] if runtime.notice else []), *lacks, *notices]
@@ -155,6 +158,17 @@ def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
         machine=runtime.machine, accelerator=runtime.accelerator, private=paths.private,
         block_devices=frozenset(names), firmware_code=code, firmware_vars=variables,
     )  # fmt: skip
+
+
+def _open_boot(lent: ExitStack, boot: BootSpec) -> tuple[BootSpec, list[int]]:
+    """Kernel and initramfs by descriptors of ours: QEMU's own user may not be let into the folder where they lie."""
+    said, fds = {}, []
+    for field in ("kernel", "initrd"):
+        if path := getattr(boot, field):
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            lent.callback(os.close, fds[-1])
+            said[field] = f"/proc/self/fd/{fds[-1]}"
+    return structs.replace(boot, **said), fds
 
 
 def _make_variables(template: str, store: Path) -> None:

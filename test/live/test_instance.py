@@ -391,8 +391,8 @@ def qemus(node: Node) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("after", [0, 1])
-@pytest.mark.parametrize("verb", ["start", "paused", "stop", "kill"])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("verb", ["start", pytest.param("paused", marks=pytest.mark.slow), "stop", "kill"])
 def test_killed_at_each_write(version: str, verb: str, after: int) -> None:
     """Whatever was written when the process died: the next one finds document and QEMU in agreement, or makes them."""
     step = 1

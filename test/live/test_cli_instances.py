@@ -1,0 +1,115 @@
+"""The commands for instances, as a person types them: from nothing to a guest's console, and what goes wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instances import bare, bootable
+from terminal import terminal
+
+TOP = Path(__file__).resolve().parents[2]
+DROVER = [sys.executable, "-c", "from drover.cli.main import main; main()"]
+
+
+class Host:
+    """The folders of a host of one's own, and the program on it."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.env = {"DROVER_STATE_DIR": str(top / "state"), "DROVER_RUN_DIR": str(top / "run")}
+        self.env["PYTHONPATH"] = str(TOP / "build" / "py")
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Type a command."""
+        return subprocess.run(
+            [*DROVER, *words], env=os.environ | self.env, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def __call__(self, *words: str) -> str:
+        """Type a command that must succeed; what it answers."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def write(self, spec: dict[str, object]) -> str:
+        """A specification, in a file."""
+        path = self.top / f"{spec['name']}.json"
+        path.write_text(json.dumps(spec))
+        return str(path)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host(Path(tempfile.mkdtemp(prefix="drover-")))
+    host.top.chmod(0o711)  # QEMU's own user has to pass
+    yield host
+    for row in json.loads(host("list", "-o", "json")):
+        host("kill", row["name"])
+        host("delete", row["name"])
+    shutil.rmtree(host.top)
+
+
+def state(host: Host, name: str) -> str:
+    found: str = json.loads(host("show", name, "-o", "json"))["state"]
+    return found
+
+
+def test_a_life(host: Host) -> None:
+    vnc = {"vnc": {"password": "sesame"}}
+    assert "vm is there, with uuid" in host("create", host.write(bare("7.2") | vnc))
+    assert host("start", "vm", "--paused") == "vm is paused.\n"
+    for verb, then in (("resume", "running"), ("pause", "paused"), ("resume", "running"), ("reset", "running")):
+        host(verb, "vm")
+        assert state(host, "vm") == then
+    assert "sesame" not in host("show", "vm") + host("show", "vm", "-o", "json")
+    [row] = json.loads(host("list", "-o", "json"))
+    assert (row["name"], row["state"], row["memory_mib"]) == ("vm", "running", 64)
+    assert host("adopt").splitlines()[1].split() == ["vm", "running", str(row["pid"])]
+    assert "forced" in host("stop", "vm", "--timeout", "0.2")
+    assert host("rename", "vm", "other") == "vm is called other now.\n"
+    assert json.loads(host("show", "other", "-o", "json"))["last stop"].startswith("request: forced")
+
+
+def test_what_goes_wrong(host: Host) -> None:
+    broken = host.top / "broken.toml"
+    broken.write_text('name = "a b"\n[memory]\nsizes = 3\n')
+    done = host.run("create", str(broken))
+    assert done.returncode == 1
+    assert "memory.sizes: there is no such field; the nearest is 'size'" in done.stderr
+    assert "name: 'a b'" in done.stderr
+    for words, text in (
+        (("start", "nosuch"), "there is no such instance"),
+        (("run", "nosuch"), "ends with .toml or .json"),
+        (("console", "nosuch"), "there is no such instance"),
+    ):
+        done = host.run(*words)
+        assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    host("create", host.write(bare("7.2")))
+    assert "stopped; this needs it running" in host.run("pause", "vm").stderr
+    assert "there is such an instance already" in host.run("create", host.write(bare("7.2"))).stderr
+
+
+def test_console(host: Host) -> None:
+    """`run` makes it, starts it, is at its console; Ctrl-] leaves; `console` comes back, and sees the guest's end."""
+    path = host.write(bootable("10.0"))
+    with terminal(["run", path], host.top, **host.env) as screen:
+        screen.see("guest#")
+        screen.enter("echo $((6*7))")
+        screen.see("\n42")
+        screen.press("C-]")
+        screen.see("vm runs on", "EXIT 0")
+    assert state(host, "vm") == "running"
+    with terminal(["console", "vm"], host.top, **host.env) as screen:
+        screen.see("At the console of vm")
+        screen.enter("poweroff -f")
+        screen.see("Power down")
+    assert state(host, "vm") == "shutdown"
+    assert "the guest shut down" in host("adopt")
+    assert json.loads(host("show", "vm", "-o", "json"))["last stop"].startswith("guest-shutdown")
