@@ -7,11 +7,12 @@ each has its deadline. One instance's lock never keeps another one waiting.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ConnectionClosed, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
 from ..monitor.connection import QmpConnection
-from . import launch
+from ..ops.unplug import UNPLUG_TIMEOUT
+from . import launch, plugs
 from .condition import Condition, State, look, state_of
 from .ending import conclude, end_process
 from .host import Host
@@ -19,6 +20,7 @@ from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
 from .mend import collect, mend
 from .record import Stop, load
+from .spec import Disk, Nic
 
 # Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.
 SHUTDOWN_TIMEOUT: Final = 60.0
@@ -136,6 +138,39 @@ class Instance:
             if ledger.document.runtime is not None and ledger.document.runtime.paused:
                 ledger.document.runtime.paused = False
                 ledger.save()
+
+    # -- devices ------------------------------------------------------------------------------------------------------
+
+    def add_disk(self, **fields: Any) -> Disk:
+        """Plug a disk into the running machine; it is in its specification from then on.
+
+        :param fields: of the disk, as in a specification
+        :returns: it, with its id
+        :raises SpecError: the fields are wrong, or do not go with the other devices'
+        :raises HotplugError: it could not be added; nothing of it stays
+        """
+        with self._running("add-disk") as (ledger, vm):
+            return plugs.add_disk(ledger, vm, fields)
+
+    def remove_disk(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
+        """Take a disk out of the running machine and of its specification. Its image is not touched.
+
+        :param timeout: seconds for the guest to let go of it
+        :raises UnplugRefused: the guest keeps it
+        :raises UnplugPending: the guest says nothing; it goes at its next reset, and is the instance's until then
+        """
+        with self._running("remove-disk") as (ledger, vm):
+            plugs.remove_disk(ledger, vm, id, timeout)
+
+    def add_nic(self, **fields: Any) -> Nic:
+        """Plug a network card into the running machine; see :meth:`add_disk`."""
+        with self._running("add-nic") as (ledger, vm):
+            return plugs.add_nic(ledger, vm, fields)
+
+    def remove_nic(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
+        """Take a network card out of the running machine; see :meth:`remove_disk`."""
+        with self._running("remove-nic") as (ledger, vm):
+            plugs.remove_nic(ledger, vm, id, timeout)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 

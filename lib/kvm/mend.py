@@ -13,6 +13,7 @@ from .host import Host
 from .keeper import read_status
 from .launch import finish
 from .ledger import Ledger
+from .plugs import finish_plugs
 from .process import STATUS_TIMEOUT
 from .record import Stop
 
@@ -81,8 +82,11 @@ def _ended(host: Host, ledger: Ledger) -> list[str]:
 def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
     """The machine is there: complete what was begun with it, or undo it."""
     document, pending = ledger.document, ledger.document.pending
-    if pending is None or document.runtime is None:
+    if document.runtime is None:
         return []
+    notices = finish_plugs(ledger, vm)
+    if document.pending is None or pending is None:
+        return notices
     if pending.operation == "start":
         if state is State.STARTING:
             finish(vm, document.runtime, paused=bool(pending.arguments.get("paused")))

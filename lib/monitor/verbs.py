@@ -22,6 +22,7 @@ from ..ops import (
     exports,
     inventory,
     jobs,
+    leftovers,
     memory,
     migration,
     migration_settings,
@@ -218,6 +219,7 @@ class Verbs:
     change_medium = verb(cdrom.change_medium)
     eject_medium = verb(cdrom.eject_medium)
     unplug = verb(unplug.unplug)
+    remove_leftovers = verb(leftovers.remove_leftovers)
 
     get_migration_capabilities = verb(migration_settings.get_migration_capabilities)
     set_migration_capabilities = verb(migration_settings.set_migration_capabilities)

@@ -18,6 +18,11 @@ class Held:
             self.fd = -1
 
 
+def opaque_of(id: str) -> str:
+    """How a set of descriptors is marked that is there for the device of this id."""
+    return f"drover:{id}"
+
+
 async def add_fd(undo: Undo, held: Held, id: str) -> int:
     """Pass a descriptor on and close our copy, which would keep the image locked after QEMU's death (``add-fd``).
 
@@ -28,7 +33,7 @@ async def add_fd(undo: Undo, held: Held, id: str) -> int:
     """
     added = await undo.step(
         "add-fd",
-        {"opaque": f"drover:{id}"},
+        {"opaque": opaque_of(id)},
         fd=held.fd,
         undo=lambda added: Revert("remove-fd", {"fdset-id": added["fdset-id"]}, may_be_gone=True),
     )

@@ -1,6 +1,7 @@
 """Guest code that proves an accelerator, on real QEMUs: where it runs, and in every way in which it may not."""
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,8 @@ def posing(binary: Binary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def make(lines: str) -> Binary:
         path = tmp_path / "qemu"
-        path.write_text(f'#!/bin/sh\ncase "$*" in *kvm*) {lines};; esac\n{AS_TCG}\nexec {binary.path} "$@"\n')
+        real = shlex.quote(binary.path)
+        path.write_text(f'#!/bin/sh\ncase "$*" in *kvm*) {lines};; esac\n{AS_TCG}\nexec {real} "$@"\n')
         path.chmod(0o755)
         return probe_binary(os.fspath(path), tmp_path / "binaries")
 

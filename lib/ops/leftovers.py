@@ -1,0 +1,29 @@
+"""What a hot plug or unplug that was cut off has left in QEMU, found by the names that ours always have."""
+
+from ..errors import CommandError, HotplugError
+from .fdset import opaque_of
+from .inventory import has_device
+from .port import Port
+from .storage import find_top, remove_nodes
+
+
+async def remove_leftovers(port: Port, id: str, *, queues: int = 0) -> None:
+    """Remove what a device of this id stood on: block nodes, sets of descriptors, a network backend. May be repeated.
+
+    :param queues: pairs of queues that a NIC of this id was to have: so many descriptors may wait under their names
+    :raises HotplugError: the device is there: nothing was touched
+    :raises CommandError: something is in use
+    """
+    if await has_device(port, id):
+        raise HotplugError(id, "it is plugged in, so what it stands on stays")
+    await remove_nodes(port, id, await find_top(port, id))
+    for fdset in await port.execute("query-fdsets"):
+        if any(fd.get("opaque") == opaque_of(id) for fd in fdset["fds"]):
+            await port.execute("remove-fd", {"fdset-id": fdset["fdset-id"]})
+    names = [f"{id}.{kind}{number}" for number in range(queues) for kind in ("fds", "vhostfds")]
+    commands = [("netdev_del", {"id": id})] if queues else []
+    for command, arguments in [*commands, *(("closefd", {"fdname": name}) for name in names)]:
+        try:
+            await port.execute(command, arguments)
+        except CommandError:
+            pass  # there is none
