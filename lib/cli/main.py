@@ -24,8 +24,12 @@ class Entry(NamedTuple):
     name: str = "command"
 
 
-_INSTANCES = "drover.cli.instances"
+_INSTANCES, _DEVICES = "drover.cli.instances", "drover.cli.devices"
 COMMANDS = {
+    "add-disk": Entry(_DEVICES, "Plug a disk into an instance that runs.", "add_disk"),
+    "add-nic": Entry(_DEVICES, "Plug a network card into an instance that runs.", "add_nic"),
+    "remove-disk": Entry(_DEVICES, "Take a disk out of an instance that runs.", "remove_disk"),
+    "remove-nic": Entry(_DEVICES, "Take a network card out of an instance that runs.", "remove_nic"),
     "adopt": Entry(_INSTANCES, "After a restart: find what runs, mend what was left unfinished.", "adopt"),
     "console": Entry("drover.cli.console", "Be at an instance's serial console.", "console"),
     "create": Entry(_INSTANCES, "Make an instance of a specification.", "create"),

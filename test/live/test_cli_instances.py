@@ -71,6 +71,14 @@ def test_a_life(host: Host) -> None:
     assert "sesame" not in host("show", "vm") + host("show", "vm", "-o", "json")
     [row] = json.loads(host("list", "-o", "json"))
     assert (row["name"], row["state"], row["memory_mib"]) == ("vm", "running", 64)
+    (host.top / "d.raw").write_bytes(bytes(1 << 20))
+    words = ("add-disk", "vm", str(host.top / "d.raw"), "--format", "raw", "--serial", "s1", "-o", "json")
+    added = json.loads(host(*words))
+    assert added["id"] in json.loads(host("show", "vm", "-o", "json"))["devices"].split(", ")
+    refused = host.run("remove-disk", "vm", added["id"], "--timeout", "0.2")
+    assert (refused.returncode, "until its next reset" in refused.stderr) == (1, True)
+    host("reset", "vm")
+    assert "was taken out" in host("adopt")
     assert host("adopt").splitlines()[1].split() == ["vm", "running", str(row["pid"])]
     assert "forced" in host("stop", "vm", "--timeout", "0.2")
     assert host("rename", "vm", "other") == "vm is called other now.\n"
