@@ -20,13 +20,11 @@ from msgspec.structs import replace
 
 from argv_cases import CASES, VERSIONS, Case
 from drover.errors import ArgumentError
-from drover.kvm.argv import Launch, build
-from drover.kvm.argv.board import MONITORS
-from drover.kvm.argv.devices import CONSOLE_LOG
+from drover.kvm.argv import build
 from drover.kvm.binary import probe_binary
 from drover.kvm.spec import Spec
-from drover.kvm.taps import open_tap
 from drover.testing.image import guest_image
+from launched import launched, make_image
 from machines import qemu_of
 
 pytestmark = pytest.mark.live
@@ -34,7 +32,6 @@ pytestmark = pytest.mark.live
 # Seconds. One takes 0.2; twice as many as processors are under way, on a host that has other work as well.
 PATIENCE = 20.0
 FIRMWARE = Path("/usr/share/OVMF")
-SIZE = "1M"
 STARTED = [(case, version) for case in CASES if not case.not_started for version in VERSIONS]
 # What is compared only, and why: a case that can be started here and is not is a mistake.
 NOT_STARTED = {
@@ -86,20 +83,14 @@ def start(case: Case, version: str, shared: "Shared", folder: Path) -> str:
         shutil.copyfile(FIRMWARE / "OVMF_VARS_4M.fd", folder / "nvram")
     spec = shared.at_home(case.spec)
     launch = build(spec, case.given(version, private=folder, seed=str(folder / "seed"), **firmware), binary)
-    with ExitStack() as stack:
-        with ExitStack() as ours:  # closed at once: while we listen as well, nobody sees QEMU's end
-            fds = dict(descriptors(launch, folder, ours, stack))
-            command = [binary.path, *launch.resolve(fds)]
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, pass_fds=list(fds.values()))
-        with process:
-            stack.callback(process.kill)
-            try:
-                problem = talk(folder / "control")
-            except OSError as error:
-                problem = repr(error)
-            if problem:
-                process.kill()
-            _, log = process.communicate(timeout=PATIENCE)
+    with launched(launch, binary.path, folder) as process:
+        try:
+            problem = talk(folder / "control")
+        except OSError as error:
+            problem = repr(error)
+        if problem:
+            process.kill()
+        _, log = process.communicate(timeout=PATIENCE)
     return "\n".join(line for line in (problem, log.strip()) if line)
 
 
@@ -128,64 +119,6 @@ def talk(address: Path) -> str:
 # -- what they need -----------------------------------------------------------------------------------
 
 
-def descriptors(launch: Launch, folder: Path, ours: ExitStack, stack: ExitStack) -> Iterator[tuple[str, int]]:
-    """All that it is given, as open files: pairs of name and number.
-
-    :param ours: closes our copies
-    :param stack: ends what has to live as long as the machine
-    """
-    for need in launch.disks:
-        for depth, (name, layer) in enumerate(zip(need.fds, need.layers, strict=True)):
-            path = Path(layer.path) if Path(layer.path).exists() else image(folder / name, layer.format)
-            flags = os.O_RDONLY if need.read_only or depth else os.O_RDWR
-            direct = os.O_DIRECT if need.cache in ("none", "directsync") else 0
-            yield name, opened(ours, path, flags | direct)
-    for name in launch.fds:
-        kind, _, rest = name.partition(".")
-        if name in (*MONITORS, "serial", "agent"):
-            yield name, listener(ours, folder / name)
-        elif name == CONSOLE_LOG:
-            yield name, opened(ours, folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        elif name == "tpm":
-            yield name, tpm(ours, stack, folder / name)
-        elif kind == "nic" and rest.endswith(".0"):
-            pairs = [other for other in launch.fds if other.startswith(name[:-1])]
-            tap = ours.enter_context(open_tap(queues=len(pairs)))
-            yield from zip(pairs, tap.fds, strict=True)
-
-
-def image(path: Path, format: str) -> Path:
-    subprocess.run(["qemu-img", "create", "-q", "-f", format, path, SIZE], check=True)
-    return path
-
-
-def opened(stack: ExitStack, path: Path, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, fd)
-    return fd
-
-
-def listener(stack: ExitStack, path: Path) -> int:
-    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-    sock.bind(str(path))
-    sock.listen(1)
-    return sock.fileno()
-
-
-def tpm(ours: ExitStack, stack: ExitStack, folder: Path) -> int:
-    """Our end of a connection to a TPM's emulator of its own."""
-    if not shutil.which("swtpm"):
-        pytest.fail("swtpm is missing: apt-get install --no-install-recommends swtpm")
-    folder.mkdir()
-    end, its = map(ours.enter_context, socket.socketpair())
-    with its:
-        control = ["--ctrl", f"type=unixio,clientfd={its.fileno()}"]
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", *control, "--terminate"]
-        process = stack.enter_context(subprocess.Popen(command, pass_fds=[its.fileno()], stderr=subprocess.DEVNULL))
-    stack.callback(process.kill)
-    return end.fileno()
-
-
 class Shared:
     """What all of them can use together.
 
@@ -195,13 +128,13 @@ class Shared:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         for path in (FIRMWARE / "OVMF_CODE_4M.ms.fd", FIRMWARE / "OVMF_VARS_4M.fd"):
             if not path.exists():
-                pytest.fail(f"{path} is missing: apt-get install --no-install-recommends ovmf")
+                pytest.fail(f"{path} is missing: run ./bootstrap, which installs it")
         self.binaries = {version: probe_binary(str(qemu_of(version)), folder / "cache") for version in VERSIONS}
         self._guest = guest_image()
         self._stack = stack
         self._certificates = certificates(folder / "pki")
         self._nbd = folder / "nbd"
-        serve(stack, image(folder / "served", "raw"), "-k", str(self._nbd))
+        serve(stack, make_image(folder / "served", "raw"), "-k", str(self._nbd))
         self._folder = folder
 
     def at_home(self, spec: Spec) -> Spec:
@@ -223,7 +156,7 @@ class Shared:
             return f"nbd+unix:///web1?socket={self._nbd}"
         if source.startswith("nbd:"):
             port = free_port()
-            served = image(self._folder / f"served{port}", "raw")
+            served = make_image(self._folder / f"served{port}", "raw")
             serve(self._stack, served, "-b", "127.0.0.1", "-p", str(port))
             return f"nbd://127.0.0.1:{port}/web1"
         return source
@@ -263,7 +196,7 @@ def serve(stack: ExitStack, path: Path, *where: str) -> None:
 def certificates(folder: Path) -> Path:
     """A certificate authority and a server that it knows."""
     if not shutil.which("openssl"):
-        pytest.fail("openssl is missing, which makes the certificates: apt-get install openssl")
+        pytest.fail("openssl is missing, which makes the certificates: run ./bootstrap, which installs it")
     folder.mkdir()
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     for name, more in (("ca", ["-keyout", "ca-key.pem"]), ("server", ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem"])):

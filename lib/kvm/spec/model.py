@@ -189,7 +189,8 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar vfio: PCI devices of the host
     :ivar cloud_init: what cloud-init in the guest finds
     :ivar smbios: what the guest reads of its hardware
-    :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them
+    :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them. A ``-device`` has to be
+        JSON, for QEMU makes all that are not before the buses that are
     """
 
     name: Name
