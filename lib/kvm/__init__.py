@@ -8,6 +8,7 @@
 - :mod:`.firmware`  the UEFI that the host has for it
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.sockets`, :mod:`.logs`  what QEMU serves and writes, made by us
+- :mod:`.tpm`  a TPM beside a QEMU
 - :mod:`.paths`  where everything of it lies
 - :mod:`.net`  the host's side of a NIC, made and taken away, with its :mod:`.scripts`
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from ..errors import DroverError, ProcessGone
+from ..errors import DroverError, ProcessGone, ProcessStuck
 from . import net
 from .cgroup import Cgroup
 from .host import Host
@@ -19,6 +19,7 @@ from .ledger import Ledger
 from .process import STATUS_TIMEOUT, Process
 from .record import Runtime, Stop
 from .spec import Nic
+from .tpm import end_tpm
 
 _LOG_LINES: Final = 20
 _LOG_BYTES: Final = 16384
@@ -106,6 +107,10 @@ def _release(host: Host, ledger: Ledger) -> list[str]:
     for index, nic in enumerate(runtime.spec.nics):
         if nic.mode not in ("user", "fd"):
             notices += _release_nic(runtime, nic, index)
+    try:
+        end_tpm(ledger)
+    except ProcessStuck as error:
+        notices.append(str(error))
     if runtime.cgroup and not Cgroup(Path(runtime.cgroup)).remove():
         notices.append(f"{runtime.cgroup}: there are processes in it still")
     host.remove_folders(ledger.paths)

@@ -33,6 +33,7 @@ from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
 from .sockets import Listeners
 from .spec import BootSpec, Spec
+from .tpm import start_tpm
 
 # Seconds for QEMU to take in its command line and greet: memory that is allocated ahead takes its time.
 GREETING_TIMEOUT: Final = 60.0
@@ -82,9 +83,8 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
 
 
 def _check(spec: Spec) -> None:
-    for field in ("tpm", "cloud_init"):
-        if getattr(spec, field) is not None:
-            raise NotSupported(f"the field {field}", by="this Drover")
+    if spec.cloud_init is not None:
+        raise NotSupported("the field cloud_init", by="this Drover")
     for number, nic in enumerate(spec.nics):
         if nic.mode == "fd":
             raise NotSupported(f"nics[{number}].mode 'fd' at a start: nobody passes a descriptor", by="this Drover")
@@ -131,6 +131,8 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[
         group, lacks = host.group(paths.name)
         runtime.uid = None if identity is None else identity.uid
         runtime.cgroup = "" if group is None else str(group.path)
+        if spec.tpm is not None:
+            fds["tpm"] = start_tpm(lent, host.paths, ledger, identity, group, log)
         runtime.argv = [binary.path, *plan.resolve(fds | found)]
 
         def record(process: Process) -> None:

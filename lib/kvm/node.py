@@ -96,8 +96,7 @@ class Node:
             aside = paths.state.with_name(f"{_ASIDE}old-{document.spec.uuid}")
             os.rename(paths.state, aside)
             sync_folder(aside.parent)
-            if not self.host.rootless:
-                self.host.uids.give_back(document.spec.uuid)
+            self._free(document.spec.uuid)
             shutil.rmtree(aside)
 
     def survey(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
@@ -158,6 +157,12 @@ class Node:
         with ThreadPoolExecutor(_AT_ONCE, "instances") as threads:
             return list(threads.map(reported, self.names))
 
+    def _free(self, uuid: str) -> None:
+        """What a deleted instance had beside its own folder."""
+        shutil.rmtree(self.host.paths.tpm(uuid), ignore_errors=True)
+        if not self.host.rootless:
+            self.host.uids.give_back(uuid)
+
     def _sweep(self) -> None:
         """Remove what a create or delete that was cut off has left, and let names agree."""
         folder = self.host.paths.instances
@@ -165,6 +170,5 @@ class Node:
             return
         for entry in folder.iterdir():
             if entry.name.startswith(f"{_ASIDE}old-"):
-                if not self.host.rootless:
-                    self.host.uids.give_back(entry.name.removeprefix(f"{_ASIDE}old-"))
+                self._free(entry.name.removeprefix(f"{_ASIDE}old-"))
                 shutil.rmtree(entry, ignore_errors=True)

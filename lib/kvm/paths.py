@@ -62,14 +62,14 @@ class InstancePaths:
         return self.state / "nvram.fd"
 
     @property
-    def tpm(self) -> Path:
-        """The state of the emulated TPM."""
-        return self.state / "tpm"
-
-    @property
     def exit_status(self) -> Path:
         """How QEMU ended."""
         return self.state / "exit-status"
+
+    @property
+    def tpm_status(self) -> Path:
+        """How its TPM ended."""
+        return self.state / "tpm-status"
 
     def socket(self, what: str) -> Path:
         """A socket that is bound here: ``control``, ``events``, ``people``, ``serial``, ``agent``."""
@@ -102,6 +102,10 @@ class Paths:
     def uids(self) -> Path:
         """Which user id belongs to which instance."""
         return self.state / "uids"
+
+    def tpm(self, uuid: str) -> Path:
+        """The state of an instance's TPM."""
+        return self.state / "tpm" / uuid
 
     def instance(self, name: str) -> InstancePaths:
         """The folders of one instance.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from drover import QmpConnection
 from drover.errors import (
     ArgumentError,
     InstanceBusy,
@@ -156,6 +157,29 @@ def test_rights(node: Node, version: str, tmp_path: Path) -> None:
     vm.kill()
     assert not paths.run.exists()
     assert not paths.private.exists()
+
+
+def test_tpm(node: Node, version: str) -> None:
+    """It runs beside QEMU as the same user, keeps its state, and goes with it, whoever ends it."""
+    vm = node.create(parse(bare(version, tpm={"model": "crb"})))
+    state = node.host.paths.tpm(vm.show().document.spec.uuid)
+    for end in (vm.kill, lambda: os.kill(pid_of(vm), signal.SIGKILL)):
+        vm.start()
+        runtime = vm.show().document.runtime
+        assert runtime is not None
+        assert runtime.uid is not None
+        assert os.stat(f"/proc/{runtime.tpm_pid}").st_uid == runtime.uid
+        with QmpConnection(node.host.paths.instance("vm").socket("people")) as qmp:
+            [tpm] = qmp.execute("query-tpm")
+        assert tpm["model"] == "tpm-crb"
+        wait_for(lambda: any(state.iterdir()))
+        end()
+        wait_for(lambda process=Path(f"/proc/{runtime.tpm_pid}"): not process.exists())
+        vm.mend()
+        assert vm.show().state is State.STOPPED
+    assert any(state.iterdir())
+    node.delete("vm")
+    assert not state.exists()
 
 
 # -- how it ended -----------------------------------------------------------------------------------------------------
