@@ -17,6 +17,7 @@ RUNTIME = [
     "prompt_toolkit>=3.0.48,<4",
     "pygments>=2.18,<3",
     "pyroute2>=0.9.2,<0.10",
+    "pycdlib>=1.14,<2",
     "pyinotify>=0.9.6,<0.10",
     'pyasyncore>=1.0.2,<2; python_version >= "3.12"',
 ]

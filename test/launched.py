@@ -1,15 +1,12 @@
 """A QEMU on a command line of :mod:`drover.kvm.argv`, with all that it is given made for it: no instance, no keeper."""
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
-
-import pytest
 
 from drover.kvm.argv import Launch
 from drover.kvm.argv.board import MONITORS
@@ -87,8 +84,6 @@ def _listener(stack: ExitStack, path: Path) -> int:
 
 def _tpm(ours: ExitStack, beside: ExitStack, folder: Path) -> int:
     """Our end of a connection to a TPM's emulator of its own."""
-    if not shutil.which("swtpm"):
-        pytest.fail("swtpm is missing: run ./bootstrap, which installs it")
     folder.mkdir()
     end, its = map(ours.enter_context, socket.socketpair())
     with its:

@@ -5,7 +5,7 @@
 - :mod:`.host`  what the host lends them
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line
-- :mod:`.firmware`  the UEFI that the host has for it
+- :mod:`.firmware`, :mod:`.seed`  the UEFI that the host has for it, and its disk for cloud-init
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.sockets`, :mod:`.logs`  what QEMU serves and writes, made by us
 - :mod:`.tpm`  a TPM beside a QEMU
