@@ -50,9 +50,9 @@ def parse_nbd(uri: str) -> Nbd:
 
     :raises ArgumentError: it is neither
     """
-    parts = urlsplit(uri)
-    export = unquote(parts.path.removeprefix("/"))
     try:
+        parts = urlsplit(uri)
+        export = unquote(parts.path.removeprefix("/"))
         if parts.scheme == "nbd" and parts.hostname and not parts.query and not parts.fragment:
             host = f"[{parts.hostname}]" if ":" in parts.hostname else f"tcp:{parts.hostname}"
             return Nbd(address=f"{host}:{parts.port or DEFAULT_PORT}", export=export)
@@ -61,7 +61,7 @@ def parse_nbd(uri: str) -> Nbd:
             if name == "socket":
                 return Nbd(address=f"unix:{path}", export=export)
     except ValueError:
-        pass  # the port is no number, or there are more words than the one
+        pass  # the host is no address, the port no number, or there are more words than the one
     raise ArgumentError("source", uri, "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
 
 

@@ -66,9 +66,11 @@ PciAddress = Annotated[
         description="a PCI address such as 0000:01:00.0",
     ),
 ]
+MAX_SIZE: Final = 1 << 60  # bytes: of more no QEMU knows
 # Bytes; in a document also a text such as "512MiB".
 Size = Annotated[
-    int, Meta(ge=0, extra={"size": True}, description="a size: bytes, or a text such as '512MiB' or '4GiB'")
+    int,
+    Meta(ge=0, le=MAX_SIZE, extra={"size": True}, description="a size: bytes, or a text such as '512MiB' or '4GiB'"),
 ]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 BootIndex = Annotated[int, Meta(ge=0, le=999)]
