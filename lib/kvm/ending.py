@@ -93,6 +93,9 @@ def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
     notices = _release(host, ledger)
     document = ledger.document
     stop.at = stop.at or time.time()
+    if document.runtime is not None and document.runtime.pid:
+        devices = document.runtime.devices.items()
+        document.places = {name: (device.bus, device.addr) for name, device in devices if device.bus}
     document.last_stop, document.runtime = stop, None
     ledger.commit()
     return notices

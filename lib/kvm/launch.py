@@ -158,7 +158,7 @@ def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
              if stat.S_ISBLK(os.stat(layer.path).st_mode)]  # fmt: skip
     return argv.Given(
         machine=runtime.machine, accelerator=runtime.accelerator, private=paths.private,
-        block_devices=frozenset(names), firmware_code=code, firmware_vars=variables,
+        block_devices=frozenset(names), firmware_code=code, firmware_vars=variables, places=ledger.document.places,
     )  # fmt: skip
 
 

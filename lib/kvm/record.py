@@ -111,6 +111,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
 
     :ivar spec: what it is to be at its next start
     :ivar machine: the versioned machine type that its first boot pinned
+    :ivar places: bus and address of each device in the last run: a guest finds it there again
     :ivar generation: of the last start
     :ivar runtime: None while it does not run
     :ivar pending: the change that is under way
@@ -120,6 +121,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     schema: int = field(default=SCHEMA)
     spec: Spec
     machine: str = ""
+    places: dict[str, tuple[str, str]] = {}
     generation: int = 0
     runtime: Runtime | None = None
     pending: Intent | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from drover import QmpConnection
 from drover.errors import ArgumentError, SpecError, UnplugPending
+from drover.kvm.argv.places import slot_of
 from drover.kvm.instance import Instance
 from drover.kvm.net import tap_name
 from drover.kvm.node import Node
@@ -48,6 +50,7 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "data.raw"
     path.touch(0o600)
     os.truncate(path, 8 << 20)
+    shutil.copy(path, f"{path}.other")
     return path
 
 
@@ -62,7 +65,7 @@ class Guest:
 
     def run(self, command: str) -> str:
         """What a command prints."""
-        self._socket.sendall(f"{command}; echo do''ne\n".encode())
+        self._socket.sendall(f"{command}; echo; echo do''ne\n".encode())
         return self._read("\ndone\r\n")
 
     def until(self, command: str, text: str, *, there: bool) -> None:
@@ -102,26 +105,38 @@ def agree(vm: Instance) -> set[str]:
     return known
 
 
+def places(vm: Instance) -> dict[str, tuple[str, int]]:
+    """Where its devices are: bus and slot."""
+    runtime = vm.show().document.runtime
+    assert runtime is not None
+    return {name: (device.bus, slot_of(device.addr)) for name, device in runtime.devices.items()}
+
+
 def test_disk_and_nic(node: Node, version: str, image: Path, bridge: str) -> None:
     """Seen by the guest, remembered, there again after a reboot, and gone from all three when they are taken out."""
     vm = node.create(parse(bootable(version)))
     vm.start()
     guest = Guest(vm)
-    disk = vm.add_disk(source=str(image), format="raw", serial="data-1", cache="writeback")
+    other = vm.add_disk(source=f"{image}.other", format="raw", cache="writeback")
     guest.until("ls /sys/block", "vda", there=True)
-    assert "data-1" in guest.run("cat /sys/block/vda/serial")
+    disk = vm.add_disk(source=str(image), format="raw", serial="data-1", cache="writeback")
+    guest.until("ls /sys/block", "vdb", there=True)
+    assert "data-1" in guest.run("cat /sys/block/vdb/serial")
     nic = vm.add_nic(mode="bridge", link=bridge)
     guest.until("ip link", nic.mac, there=True)
-    assert agree(vm) == {disk.id, nic.id}
+    assert agree(vm) == {other.id, disk.id, nic.id}
     with pytest.raises(SpecError, match="id"):
         vm.add_disk(id=disk.id, source="/nowhere", format="raw")
-    with pytest.raises(ArgumentError, match=f"one of its disks: {disk.id}"):
+    with pytest.raises(ArgumentError, match=f"one of its disks: {other.id}, {disk.id}"):
         vm.remove_disk("nosuch")
     with pytest.raises(FileNotFoundError):
         vm.add_disk(source="/nowhere", format="raw")
-    assert agree(vm) == {disk.id, nic.id}
+    assert agree(vm) == {other.id, disk.id, nic.id}
     guest.close()
+    vm.remove_disk(other.id)
+    before = places(vm)
     vm.reboot()
+    assert places(vm) == before
     guest = Guest(vm)
     guest.until("ls /sys/block", "vda", there=True)
     vm.remove_disk(disk.id)
