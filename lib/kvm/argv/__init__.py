@@ -68,7 +68,7 @@ def _places(spec: Spec, given: Given) -> Places:
         "vserial": spec.agent or (spec.spice and spec.spice.agent),
         "balloon": spec.memory.balloon,
         "rng": spec.rng,
-        "xhci": spec.usb or spec.screen,
+        "xhci": spec.has_usb,
         "vsock": spec.vsock_cid,
         "watchdog": spec.watchdog and spec.watchdog.model == "i6300esb",
         "ahci": disks.needs_ahci(spec),

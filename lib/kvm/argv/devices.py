@@ -3,6 +3,7 @@
 from typing import Final
 
 from ..spec import UsbDevice
+from ..spec.checks import USB_PORTS
 from .board import write_listener
 from .launch import Writer
 from .places import Places
@@ -86,21 +87,24 @@ def write_tpm(out: Writer) -> None:
 
 
 def write_usb(out: Writer, places: Places) -> None:
-    """USB devices on one controller; where there is a screen, a tablet, whose pointer is where the client's is."""
+    """USB devices on one controller; where there is a screen, a tablet, whose pointer is where the client's is.
+
+    Their ports are said: QEMU would put a hub of its own before the last one that is free.
+    """
+    if not out.spec.has_usb:
+        return
     devices = list(out.spec.usb)
     if out.spec.screen and all(device.type != "tablet" for device in devices):
         devices.insert(0, UsbDevice(id="tablet", type="tablet"))
-    if not devices:
-        return
-    out.device("qemu-xhci", id="xhci", **places.fixed("xhci"))
-    for device in devices:
+    out.device("qemu-xhci", id="xhci", p2=USB_PORTS, p3=USB_PORTS, **places.fixed("xhci"))
+    for port, device in enumerate(devices, 1):
         host = {}
         if device.vendor:
             host = {"vendorid": int(device.vendor, 16), "productid": int(device.product, 16)}
         elif device.bus:
             host = {"hostbus": device.bus, "hostaddr": device.address}
-        out.device(_USB[device.type], id=device.id, bus="xhci.0", **host)
-        out.note("usb", device.id, "xhci.0")
+        out.device(_USB[device.type], id=device.id, bus="xhci.0", port=str(port), **host)
+        out.note("usb", device.id, "xhci.0", str(port))
 
 
 def write_vfio(out: Writer, places: Places) -> None:

@@ -9,6 +9,7 @@ from ...ops.image import CACHES, backing_node, common_options, file_node, format
 from ...ops.nbd import parse_nbd
 from ...ops.slots import SCSI_TARGETS
 from ..spec import Disk, Spec
+from ..spec.checks import SATA_PORTS
 from .launch import DiskNeed, Writer
 from .places import Places
 
@@ -75,7 +76,7 @@ def write_disks(out: Writer, places: Places) -> None:
     for need in disk_needs(spec):
         out.need(need)
     units = _scsi_places(spec, controllers, out.given.places)
-    sata = [disk.id for disk in spec.disks if disk.bus == "sata"]
+    sata = _sata_places(spec, out.given.places)
     for disk in spec.disks:
         _write_nodes(out, disk)
         if disk.bus == "virtio-blk":
@@ -88,9 +89,17 @@ def write_disks(out: Writer, places: Places) -> None:
             _write_device(out, disk, "scsi-cd" if disk.cdrom else "scsi-hd", where)
             out.note("disk", disk.id, bus, f"{target}:{lun}")
         else:
-            bus = f"{'ide' if spec.machine.q35 else 'ahci'}.{sata.index(disk.id)}"
-            _write_device(out, disk, "ide-cd" if disk.cdrom else "ide-hd", {"bus": bus, "unit": 0})
-            out.note("disk", disk.id, bus, "0")
+            _write_device(out, disk, "ide-cd" if disk.cdrom else "ide-hd", {"bus": sata[disk.id], "unit": 0})
+            out.note("disk", disk.id, sata[disk.id], "0")
+
+
+def _sata_places(spec: Spec, before: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """The port, which is a bus, of each SATA disk: where it was before, or else the first that is free."""
+    ports = [f"{'ide' if spec.machine.q35 else 'ahci'}.{n}" for n in range(SATA_PORTS)]
+    disks = [disk.id for disk in spec.disks if disk.bus == "sata"]
+    kept = {disk: before[disk][0] for disk in disks if disk in before and before[disk][0] in ports}
+    free = (port for port in ports if port not in kept.values())
+    return {disk: kept.get(disk) or next(free) for disk in disks}
 
 
 def needs_ahci(spec: Spec) -> bool:

@@ -16,6 +16,7 @@ _Kind: TypeAlias = tuple[str, Iterable[Any]]
 _MIB: Final = 1 << 20
 _PAGES: Final = {"off": _MIB, "2MiB": 2 * _MIB, "1GiB": 1024 * _MIB}
 SATA_PORTS: Final = 6  # of the ICH9
+USB_PORTS: Final = 15  # the most that the controller can have
 SCSI_CONTROLLERS: Final = 4  # of which the first has no thread of its own
 _FIRST_CID: Final = 3  # those below are the host's
 # What the command line calls things of its own.
@@ -196,6 +197,9 @@ def _nics(spec: Spec) -> Iterator[Problem]:
 def _plugged(spec: Spec) -> Iterator[Problem]:
     for n, usb in enumerate(spec.usb):
         yield from check_usb(f"usb[{n}]", usb)
+    tablet = spec.screen and all(usb.type != "tablet" for usb in spec.usb)
+    if len(spec.usb) + tablet > USB_PORTS:
+        yield Problem("usb", UNSET, f"there are more devices than ports, {USB_PORTS}")
     for n, vfio in enumerate(spec.vfio):
         yield from check_vfio(f"vfio[{n}]", vfio)
 

@@ -19,6 +19,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     :ivar root_ports: PCIe root ports that stay free for hotplug (q35)
     :ivar bridges: PCI bridges for hotplug
     :ivar scsi_controllers: virtio-scsi controllers, of which each takes 256 disks
+    :ivar usb: a USB controller, though nothing is on it yet; there is one anyway for USB devices and a screen
     :ivar rtc: what the clock shows at the start
     :ivar video: the graphics card; ``auto`` is ``std`` where there is VNC or SPICE, else none
     """
@@ -33,6 +34,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     root_ports: Annotated[int, Meta(ge=0, le=112)] = 16
     bridges: Annotated[int, Meta(ge=0, le=4)] = 0
     scsi_controllers: Annotated[int, Meta(ge=0, le=4)] = 1
+    usb: bool = False
     rtc: Literal["utc", "localtime"] = "utc"
     video: Literal["auto", "none", "std", "virtio", "qxl"] = "auto"
 
@@ -232,3 +234,8 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def screen(self) -> bool:
         """Somebody can look at it."""
         return self.vnc is not None or self.spice is not None
+
+    @property
+    def has_usb(self) -> bool:
+        """It has a USB controller."""
+        return bool(self.machine.usb or self.usb or self.screen)

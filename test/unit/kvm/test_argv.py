@@ -231,6 +231,15 @@ def test_scsi_disks_get_targets_that_are_free():
     ]
 
 
+def test_sata_disks_stay_on_their_ports():
+    cds = [{"kind": "cdrom", "id": name} for name in "abc"]
+    first = launch({"disks": cds})
+    assert [each.bus for each in first.devices] == ["ide.0", "ide.1", "ide.2"]
+    kept = {each.id: (each.bus, each.addr) for each in first.devices}
+    then = launch({"disks": [{"kind": "cdrom", "id": "d"}, cds[2], {"kind": "cdrom", "id": "e"}]}, places=kept)
+    assert [each.bus for each in then.devices] == ["ide.0", "ide.2", "ide.1"]
+
+
 # -- the QEMU ---------------------------------------------------------------------------------------
 
 

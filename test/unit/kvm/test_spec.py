@@ -272,6 +272,7 @@ def test_what_is_missing():
         ({"usb": [{"vendor": "1234"}]}, "usb[0]", "by vendor and product"),
         ({"usb": [{"vendor": "1234", "product": "1", "bus": 1}]}, "usb[0].product", "four hexadecimal"),
         ({"usb": [{"type": "mouse", "bus": 1}]}, "usb[0].type", "'host'"),
+        ({"usb": [{"type": "mouse"}] * 15, "vnc": {}}, "usb", "than ports, 15"),
         ({"vfio": [{}]}, "vfio[0]", "host or by mediated"),
         ({"vfio": [{"host": "01:00.0"}]}, "vfio[0].host", "0000:01:00.0"),
         ({"vfio": [{"host": "0000:01:00.0"}, {"host": "0000:01:00.0"}]}, "vfio[1].host", "unique"),
