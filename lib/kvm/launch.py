@@ -31,6 +31,7 @@ from .host import Host
 from .ledger import Ledger
 from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
+from .seed import seed_image
 from .sockets import Listeners
 from .spec import BootSpec, Spec
 from .tpm import start_tpm
@@ -83,8 +84,6 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
 
 
 def _check(spec: Spec) -> None:
-    if spec.cloud_init is not None:
-        raise NotSupported("the field cloud_init", by="this Drover")
     for number, nic in enumerate(spec.nics):
         if nic.mode == "fd":
             raise NotSupported(f"nics[{number}].mode 'fd' at a start: nobody passes a descriptor", by="this Drover")
@@ -154,11 +153,14 @@ def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
         found = find_firmware(spec.firmware, runtime.machine)
         _make_variables(found.vars_template, paths.nvram)
         code, variables = found.code, str(paths.nvram)
+    if spec.cloud_init is not None:
+        replace(paths.seed, seed_image(spec))
     names = [name for need in disk_needs(spec) for name, layer in zip(need.fds, need.layers, strict=True)
              if stat.S_ISBLK(os.stat(layer.path).st_mode)]  # fmt: skip
     return argv.Given(
         machine=runtime.machine, accelerator=runtime.accelerator, private=paths.private,
         block_devices=frozenset(names), firmware_code=code, firmware_vars=variables, places=ledger.document.places,
+        seed=str(paths.seed) if spec.cloud_init else "",
     )  # fmt: skip
 
 

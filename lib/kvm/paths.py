@@ -67,6 +67,11 @@ class InstancePaths:
         return self.state / "exit-status"
 
     @property
+    def seed(self) -> Path:
+        """The disk from which cloud-init reads."""
+        return self.state / "seed.iso"
+
+    @property
     def tpm_status(self) -> Path:
         """How its TPM ended."""
         return self.state / "tpm-status"

@@ -182,6 +182,16 @@ def test_tpm(node: Node, version: str) -> None:
     assert not state.exists()
 
 
+def test_cloud_init(node: Node, version: str) -> None:
+    """Its disk is made anew at each start, of what the specification says then."""
+    seed = {"user_data": "#cloud-config\nhostname: web1\n"}
+    vm = node.create(parse(bare(version, cloud_init=seed)))
+    vm.start()
+    with QmpConnection(node.host.paths.instance("vm").socket("people")) as qmp:
+        assert "seed" in {it["node-name"] for it in qmp.query_block_nodes()}
+    assert b"hostname: web1" in node.host.paths.instance("vm").seed.read_bytes()
+
+
 # -- how it ended -----------------------------------------------------------------------------------------------------
 
 
