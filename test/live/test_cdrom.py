@@ -24,7 +24,11 @@ MIB = 1 << 20
 DRIVES = {"cd0": "scsi-cd", "cd1": "ide-cd"}
 
 
-@pytest.fixture(scope="module", params=["7.2-q35", "7.2-pc", "10.0-q35", "10.0-pc"])
+# its kernel has all drivers, and takes a minute to boot
+KINDS = ["7.2-pc", "10.0-q35", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("7.2-q35", "10.0-pc"))]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine with two drives, and a kernel that has a driver for both."""
     drives = ["-device", "scsi-cd,id=cd0,bus=scsi0.0", "-device", "ide-cd,id=cd1,bus=ide.0"]
