@@ -177,6 +177,18 @@ def test_scsi_disk_and_nic_are_seen(vm: Machine) -> None:
 
 @live
 def test_memory_is_dirtied_at_the_rate_asked(vm: Machine) -> None:
+    # where the host is busy with other things, a guest may fall behind for a while
+    rates = [dirtied(vm) for _ in range(3)]
+    assert any(36 <= written <= 44 and 25 <= measured <= 60 for written, measured in rates), rates
+    assert all(written <= 44 for written, _ in rates)
+    with pytest.raises(GuestError, match="nothing is dirtying"):
+        vm.console.dirty_stop()
+    with pytest.raises(GuestError, match="Cannot allocate"):
+        vm.console.dirty(rate=1, size=1000)
+
+
+def dirtied(vm: Machine) -> tuple[float, float]:
+    """MiB a second that the guest says it wrote, and that QEMU saw."""
     vm.console.dirty(rate=40, size=64)
     with pytest.raises(GuestError, match="running already"):
         vm.console.dirty(rate=1, size=1)
@@ -186,13 +198,7 @@ def test_memory_is_dirtied_at_the_rate_asked(vm: Machine) -> None:
         time.sleep(1.1)
         while (measured := qmp("query-dirty-rate"))["status"] == "measuring":
             time.sleep(0.02)
-    # never faster than that; slower where the host is busy with other things
-    assert 20 <= vm.console.dirty_stop() <= 44
-    assert 12 <= measured["dirty-rate"] <= 60  # QEMU looks at 1,024 of the guest's pages
-    with pytest.raises(GuestError, match="nothing is dirtying"):
-        vm.console.dirty_stop()
-    with pytest.raises(GuestError, match="Cannot allocate"):
-        vm.console.dirty(rate=1, size=1000)
+    return vm.console.dirty_stop(), measured["dirty-rate"]  # QEMU looks at 1,024 of the guest's pages
 
 
 # The two tests that follow come last, because the second ends the machine.
