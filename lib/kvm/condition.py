@@ -8,10 +8,13 @@ from msgspec import Struct
 
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
-from .ending import running
+from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
 from .record import Document
+
+# Seconds that a look waits for the end of a QEMU that has closed its monitors.
+_ENDING: Final = 1.0
 
 
 class State(StrEnum):
@@ -82,7 +85,7 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
             with QmpConnection(ledger.paths.socket("control"), timeout=timeout) as vm:
                 condition.state, condition.detail = state_of(vm)
         except MonitorError as error:
-            condition.state = State.UNRESPONSIVE if process.alive else State.ENDED
+            condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE
             condition.detail = str(error)
     return condition
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from ..errors import DroverError, ProcessGone, ProcessStuck
+from ..errors import DroverError, MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
 from . import net
 from .cgroup import Cgroup
 from .host import Host
@@ -70,6 +70,15 @@ def running(host: Host, ledger: Ledger) -> Process | None:
         return Process.attach(runtime.pid, runtime.start_time, runtime.boot_id, ledger.paths.exit_status)
     except ProcessGone:
         return None
+
+
+def is_over(process: Process, error: MonitorError, grace: float) -> bool:
+    """Whether a QEMU that could not be talked to has ended, or does so now: its monitors close before it is gone.
+
+    :param error: what came of talking to it: one that was silent is not on its way out, and is not waited for
+    :param grace: seconds to wait for its end
+    """
+    return process.wait(0 if isinstance(error, MonitorTimeout) else grace)
 
 
 def end_process(host: Host, ledger: Ledger, *, grace: float = 0.0) -> None:

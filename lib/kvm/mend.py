@@ -8,7 +8,7 @@ from typing import Final
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
 from .condition import State, state_of
-from .ending import conclude, end_process, running, why_it_ended
+from .ending import conclude, end_process, is_over, running, why_it_ended
 from .host import Host
 from .keeper import read_status
 from .launch import finish
@@ -25,7 +25,7 @@ ENDED_BY_GUEST: Final = {State.SHUTDOWN: "guest-shutdown", State.PANICKED: "pani
 def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
     """Bring document and machine together. Idempotent.
 
-    :param timeout: seconds for QEMU to answer
+    :param timeout: seconds for QEMU to answer; and, should it close the connection, to be gone
     :returns: what was done, in words
     :raises MonitorError: QEMU is there and does not answer; the document is as it was
     """
@@ -42,8 +42,8 @@ def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
                 if state in ENDED_BY_GUEST:
                     return collect(host, ledger, vm, state)
                 return _go_on(host, ledger, vm, state)
-        except MonitorError:
-            if process.alive:
+        except MonitorError as error:
+            if not is_over(process, error, min(timeout, QUIT_GRACE)):
                 raise
     return _ended(host, ledger)
 

@@ -1,6 +1,5 @@
 """What the commands of the shells share: their options, and the choice between a person and a script."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import click
 
 from drover.errors import ArgumentError
 
-from .signals import ended_by_signals
+from .signals import ended_by_signals, run_until_signal
 from .talk import Options, Prepare
 from .view import View
 
@@ -64,14 +63,14 @@ def run_shell(prepare: Prepare, options: Options, title: str) -> int:
             if interactive and not options.json:
                 from .app import run_app
 
-                return asyncio.run(run_app(prepare, options, title, log))
+                return run_until_signal(run_app(prepare, options, title, log))
             from .script import given, read_lines, run_script
 
             shown = {"json": options.json, "pretty": options.pretty, "verbose": options.verbose}
             view = View(_print, _print_error, log=log, **shown)
             view.events = options.events
             lines = given(options.commands) if options.commands else read_lines(sys.stdin.fileno())
-            return asyncio.run(run_script(prepare(view), lines, keep_going=options.keep_going))
+            return run_until_signal(run_script(prepare(view), lines, keep_going=options.keep_going))
         except ArgumentError as error:
             raise click.UsageError(str(error)) from error
 

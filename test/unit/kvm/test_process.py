@@ -16,9 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from drover.errors import ArgumentError, ProcessGone, ProcessRuns, ProcessStuck, SpawnFailed
+from drover.errors import (
+    ArgumentError,
+    ConnectionClosed,
+    MonitorTimeout,
+    ProcessGone,
+    ProcessRuns,
+    ProcessStuck,
+    SpawnFailed,
+)
 from drover.kvm import process as process_module
 from drover.kvm.cgroup import Cgroup
+from drover.kvm.ending import is_over
 from drover.kvm.identity import Identity
 from drover.kvm.keeper import ExitStatus, read_status
 from drover.kvm.process import Process, current_boot, spawn
@@ -343,6 +352,14 @@ def test_a_zombie_has_ended(status: Path) -> None:
     with pytest.raises(ProcessGone):
         Process.attach(child.pid, start_time, current_boot(), status)
     child.wait()
+
+
+def test_one_that_closed_its_monitor_is_given_time_to_end(start: Spawn) -> None:
+    """A silent one is not: it will not end by itself."""
+    with start("sleep", "0.3") as process:
+        assert not is_over(process, MonitorTimeout("query-status", 1), 30)
+        assert not is_over(process, ConnectionClosed("QEMU closed the connection"), 0.01)
+        assert is_over(process, ConnectionClosed("QEMU closed the connection"), 30)
 
 
 def test_signals_reach_this_process_only(start: Spawn) -> None:
