@@ -4,11 +4,13 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.paths import Paths
 from drover.testing.image import guest_image
@@ -54,3 +56,27 @@ def bootable(version: str, name: str = "vm", cmdline: str = SHELL, **more: Any) 
     image = guest_image()
     boot = {"kernel": str(image.kernel), "initrd": str(image.initrd), "cmdline": cmdline}
     return bare(version, name) | {"memory": {"size": "256MiB"}, "boot": boot} | more
+
+
+def wait_for_shell(vm: Instance, timeout: float = 90) -> None:
+    """Wait for the prompt of a guest's shell. Timeout in seconds for each piece of what it prints."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
+        console.settimeout(timeout)
+        text = b""
+        while b"guest# " not in text:
+            text += console.recv(4096)
+
+
+def type_in(vm: Instance, line: str) -> None:
+    """Type a line into its shell; the guest has it at the return, and nobody is at the console.
+
+    A console that is open and not read would make the guest wait, and what is typed into one that is closed is lost.
+    """
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
+        console.settimeout(60)
+        console.sendall(line.encode() + b"\n")
+        text = b""
+        while line.encode() + b"\r\n" not in text:
+            text += console.recv(4096)

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     name: str = "command"
 
 
-_INSTANCES, _DEVICES = "drover.cli.instances", "drover.cli.devices"
+_INSTANCES, _DEVICES, _BOOT = "drover.cli.instances", "drover.cli.devices", "drover.cli.boot"
 COMMANDS = {
     "add-disk": Entry(_DEVICES, "Plug a disk into an instance that runs.", "add_disk"),
     "add-nic": Entry(_DEVICES, "Plug a network card into an instance that runs.", "add_nic"),
@@ -44,7 +44,9 @@ COMMANDS = {
     "run": Entry("drover.cli.run", "Make, start and watch an instance: drover run demo.", "run"),
     "show": Entry(_INSTANCES, "Show an instance.", "show"),
     "start": Entry(_INSTANCES, "Start an instance.", "start"),
+    "start-all": Entry(_BOOT, "Start the instances that start with the host.", "start_all"),
     "stop": Entry(_INSTANCES, "Shut an instance down.", "stop"),
+    "stop-all": Entry(_BOOT, "Shut down all instances.", "stop_all"),
     "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
     "hmp": Entry("drover.shell.hmp", "Talk to a machine's human monitor."),
     "qga": Entry("drover.shell.qga", "Talk to the agent in a guest."),

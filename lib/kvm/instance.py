@@ -220,7 +220,7 @@ class Instance:
 
     def _kill(self, ledger: Ledger, detail: str) -> Stop:
         end_process(self.host, ledger)
-        conclude(self.host, ledger, Stop(reason="request", at=time.time(), detail=detail))
+        conclude(self.host, ledger, Stop(reason="request", at=time.time(), detail=detail, forced=True))
         return _last(ledger)
 
 

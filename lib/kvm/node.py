@@ -11,9 +11,10 @@ from typing import Final
 from msgspec import Struct
 
 from ..errors import DroverError, InstanceExists, InstanceNotFound, WrongState
+from .boot import Outcome, Tell, start_all, stop_all
 from .condition import Condition, State
 from .host import Host
-from .instance import ANSWER_TIMEOUT, Instance
+from .instance import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT, Instance
 from .ledger import opened
 from .lock import LOCK_TIMEOUT, locked
 from .paths import Paths, check_name
@@ -118,6 +119,25 @@ class Node:
             return Report(name=instance.name, condition=instance.show(timeout=timeout), notices=notices)
 
         return self._each(adopt)
+
+    def start_all(self, *, tell: Tell = lambda outcome: None) -> list[Outcome]:
+        """At the host's boot: start the instances with ``autostart`` that do not run, the lowest order first.
+
+        Each is followed by a pause of its ``autostart_delay``. One that fails keeps no other from its start.
+
+        :param tell: called with each outcome when it is there
+        """
+        return start_all(self.host, self.names, tell)
+
+    def stop_all(self, *, timeout: float = SHUTDOWN_TIMEOUT, tell: Tell = lambda outcome: None) -> list[Outcome]:
+        """At the host's shutdown: shut down all that run, the highest ``autostart_order`` first.
+
+        Those of one order are shut down at once, and the next order when none of them runs any more.
+
+        :param timeout: seconds for each guest; one that has not shut down by then is ended as if the plug was pulled
+        :param tell: called with each outcome when it is there
+        """
+        return stop_all(self.host, self.names, timeout, tell)
 
     def rename(self, name: str, new: str) -> Instance:
         """Give an instance that does not run another name. Its disks are not touched.

@@ -96,6 +96,7 @@ class Stop(Struct, kw_only=True, omit_defaults=True):
     :ivar detail: in words
     :ivar exit_code: of QEMU, where it is known; `signal` that killed it
     :ivar log: the last lines of QEMU's log
+    :ivar forced: we ended QEMU as if the plug was pulled
     """
 
     reason: str
@@ -104,6 +105,7 @@ class Stop(Struct, kw_only=True, omit_defaults=True):
     exit_code: int | None = None
     signal: int | None = None
     log: str = ""
+    forced: bool = False
 
 
 class Document(Struct, kw_only=True, omit_defaults=True):

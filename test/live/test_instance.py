@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from drover.kvm.instance import Instance
 from drover.kvm.ledger import opened
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from instances import VERSIONS, bare, bootable, temporary_node
+from instances import VERSIONS, bare, bootable, temporary_node, type_in, wait_for_shell
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -61,26 +60,7 @@ def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
 def boot(vm: Instance) -> None:
     """Start it, and wait for the prompt of its shell."""
     vm.start()
-    with socket.socket(socket.AF_UNIX) as console:
-        console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
-        console.settimeout(90)
-        text = b""
-        while b"guest# " not in text:
-            text += console.recv(4096)
-
-
-def type_in(vm: Instance, line: str) -> None:
-    """Type a line into its shell; the guest has it at the return, and nobody is at the console.
-
-    A console that is open and not read would make the guest wait, and what is typed into one that is closed is lost.
-    """
-    with socket.socket(socket.AF_UNIX) as console:
-        console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
-        console.settimeout(60)
-        console.sendall(line.encode() + b"\n")
-        text = b""
-        while line.encode() + b"\r\n" not in text:
-            text += console.recv(4096)
+    wait_for_shell(vm)
 
 
 # -- a life -----------------------------------------------------------------------------------------------------------
