@@ -1,4 +1,4 @@
-"""A node of one's own for a test, and specifications of instances that boot the test guest."""
+"""A node of one's own for a test, specifications of instances that boot the test guest, and what is in one."""
 
 import contextlib
 import os
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from drover import QmpConnection
 from drover.kvm.instance import Instance
+from drover.kvm.net import tap_name
 from drover.kvm.node import Node
 from drover.kvm.paths import Paths
 from drover.testing.image import guest_image
@@ -80,3 +82,60 @@ def type_in(vm: Instance, line: str) -> None:
         text = b""
         while line.encode() + b"\r\n" not in text:
             text += console.recv(4096)
+
+
+class Guest:
+    """The shell on an instance's console."""
+
+    def __init__(self, vm: Instance) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
+        self._socket.settimeout(90)
+        self._read("guest# ")
+
+    def run(self, command: str) -> str:
+        """What a command prints."""
+        self._socket.sendall(f"{command}; echo; echo do''ne\n".encode())
+        return self._read("\ndone\r\n")
+
+    def until(self, command: str, text: str, *, there: bool) -> None:
+        """Wait until `text` is, or is not, in what a command prints."""
+        for _ in range(100):
+            if (text in self.run(f"usleep 100000; {command}").partition("\n")[2]) == there:
+                return
+        raise AssertionError(f"{text} is {'not ' if there else ''}in what {command} prints")
+
+    def close(self) -> None:
+        """Leave the console."""
+        self._socket.close()
+
+    def _read(self, end: str) -> str:
+        text = ""
+        while end not in text:
+            text += self._socket.recv(4096).decode(errors="replace")
+        return text
+
+
+def agree(vm: Instance) -> set[str]:
+    """Document and QEMU have the same devices, and nothing else is left of others; the disks' and the cards' ids."""
+    document = vm.show().document
+    assert document.pending is None
+    assert document.runtime is not None
+    devices = document.runtime.devices
+    known = {name for name, device in devices.items() if device.kind in ("disk", "nic")}
+    for spec in (document.spec, document.runtime.spec):
+        assert {disk.id for disk in spec.disks} | {nic.id for nic in spec.nics} == known
+    with QmpConnection(vm.host.paths.instance(vm.name).socket("people")) as qmp:
+        assert devices.keys() <= qmp.query_devices().keys()
+        nodes = {it["node-name"] for it in qmp.query_block_nodes()}
+        assert nodes == {name for disk in document.spec.disks for name in (disk.id, f"{disk.id}-file")}
+        opaque = [fd["opaque"] for fdset in qmp.execute("query-fdsets") for fd in fdset["fds"]]
+        assert [text for text in opaque if "console" not in text] == []
+        assert qmp.query_memory().base_memory + qmp.query_memory().plugged_memory == document.spec.memory.size
+        assert len(qmp.query_cpus()) == document.spec.cpu.count
+        threads = {disk.iothread for disk in document.spec.disks if disk.iothread}
+        assert {thread.id for thread in qmp.query_iothreads()} == threads
+    taps = {device.tap for device in devices.values() if device.tap}
+    possible = {tap_name(document.spec.uuid, name) for name in (*known, "nic0", "nic1", "x")}
+    assert possible & set(os.listdir("/sys/class/net")) == taps
+    return known

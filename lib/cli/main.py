@@ -24,10 +24,25 @@ class Entry(NamedTuple):
     name: str = "command"
 
 
-_INSTANCES, _DEVICES, _BOOT = "drover.cli.instances", "drover.cli.devices", "drover.cli.boot"
+_INSTANCES, _BOOT = "drover.cli.instances", "drover.cli.boot"
+_DEVICES, _PARTS = "drover.cli.devices", "drover.cli.parts"
 COMMANDS = {
     "add-disk": Entry(_DEVICES, "Plug a disk into an instance that runs.", "add_disk"),
     "add-nic": Entry(_DEVICES, "Plug a network card into an instance that runs.", "add_nic"),
+    "add-memory": Entry(_PARTS, "Plug memory into an instance that runs.", "add_memory"),
+    "add-usb": Entry(_PARTS, "Plug a USB device into an instance that runs.", "add_usb"),
+    "add-vfio": Entry(_PARTS, "Give an instance that runs a PCI device of the host.", "add_vfio"),
+    "balloon": Entry(_PARTS, "Ask a guest to do with less memory.", "balloon"),
+    "change-medium": Entry(_DEVICES, "Put a medium into a CD drive, or take it out.", "change_medium"),
+    "change-nic": Entry(_DEVICES, "Connect a network card to something else.", "change_nic"),
+    "remove-memory": Entry(_PARTS, "Take memory out of an instance that runs.", "remove_memory"),
+    "remove-usb": Entry(_PARTS, "Take a USB device out of an instance that runs.", "remove_usb"),
+    "remove-vfio": Entry(_PARTS, "Take a PCI device of the host from an instance that runs.", "remove_vfio"),
+    "resize-disk": Entry(_DEVICES, "Make a disk of an instance that runs larger.", "resize_disk"),
+    "resize-memory": Entry(_PARTS, "Give a guest more or less of virtio-mem.", "resize_memory"),
+    "set-link": Entry(_DEVICES, "Plug the cable of a network card in or out.", "set_link"),
+    "set-throttle": Entry(_DEVICES, "Limit a disk of an instance that runs.", "set_throttle"),
+    "set-vcpus": Entry(_PARTS, "Plug vCPUs in or out.", "set_vcpus"),
     "remove-disk": Entry(_DEVICES, "Take a disk out of an instance that runs.", "remove_disk"),
     "remove-nic": Entry(_DEVICES, "Take a network card out of an instance that runs.", "remove_nic"),
     "adopt": Entry(_INSTANCES, "After a restart: find what runs, mend what was left unfinished.", "adopt"),

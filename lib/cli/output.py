@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from drover.kvm.spec.types import size_of
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -13,6 +15,19 @@ def output_option(function: F) -> F:
     """The option ``-o``, which every command has."""
     choice = click.Choice(["text", "json"])
     return click.option("-o", "--output", type=choice, default="text", help="How to answer; text by default.")(function)
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes, as a specification has it."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of a text such as ``512MiB``."""
+        size = size_of(int(value) if isinstance(value, str) and value.isdecimal() else value)
+        if size is None:
+            self.fail(f"{value!r} is no size: bytes, or a text such as 512MiB or 4GiB", param, ctx)
+        return size
 
 
 def answer(output: str, text: str, data: Mapping[str, Any]) -> None:

@@ -117,7 +117,7 @@ def _release(host: Host, ledger: Ledger) -> list[str]:
         return []
     notices: list[str] = []
     for index, nic in enumerate(runtime.spec.nics):
-        if nic.mode not in ("user", "fd"):
+        if nic.on_tap:
             notices += _release_nic(runtime, nic, index)
     try:
         end_tpm(ledger)

@@ -7,20 +7,20 @@ each has its deadline. One instance's lock never keeps another one waiting.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Final
 
 from ..errors import ConnectionClosed, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
 from ..monitor.connection import QmpConnection
-from ..ops.unplug import UNPLUG_TIMEOUT
-from . import launch, plugs
+from . import launch
 from .condition import Condition, State, look, state_of
+from .devices import Devices
 from .ending import conclude, end_process
 from .host import Host
 from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
 from .mend import collect, mend
 from .record import Stop, load
-from .spec import Disk, Nic
 
 # Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.
 SHUTDOWN_TIMEOUT: Final = 60.0
@@ -29,7 +29,7 @@ ANSWER_TIMEOUT: Final = 10.0
 _ASK_AGAIN: Final = 5.0  # seconds: a guest that boots hears the power button only later
 
 
-class Instance:
+class Instance(Devices):
     """An instance of a host.
 
     :param host: where it is
@@ -65,17 +65,18 @@ class Instance:
         with opened(self.host.paths, self.name, "mend", self.lock_timeout) as ledger:
             return mend(self.host, ledger, timeout)
 
-    def start(self, *, paused: bool = False) -> list[str]:
+    def start(self, *, paused: bool = False, fds: launch.Taps = MappingProxyType({})) -> list[str]:
         """Start it; nothing if it runs.
 
         :param paused: do not let the guest run yet
+        :param fds: for each NIC of mode ``fd``, by its id, descriptors of its tap; they stay yours to close
         :returns: notices, in words: what the host lacks and the machine does without
         :raises StartFailed: QEMU did not come up; nothing of it stays
         """
         with self._opened("start") as ledger:
             if ledger.document.runtime is not None:
                 return []
-            return launch.start(self.host, ledger, paused=paused)
+            return launch.start(self.host, ledger, paused=paused, fds=fds)
 
     def stop(self, *, timeout: float = SHUTDOWN_TIMEOUT, force: bool = True) -> Stop:
         """Have the guest shut down by its power button, then end QEMU; nothing if it does not run.
@@ -138,39 +139,6 @@ class Instance:
             if ledger.document.runtime is not None and ledger.document.runtime.paused:
                 ledger.document.runtime.paused = False
                 ledger.save()
-
-    # -- devices ------------------------------------------------------------------------------------------------------
-
-    def add_disk(self, **fields: Any) -> Disk:
-        """Plug a disk into the running machine; it is in its specification from then on.
-
-        :param fields: of the disk, as in a specification
-        :returns: it, with its id
-        :raises SpecError: the fields are wrong, or do not go with the other devices'
-        :raises HotplugError: it could not be added; nothing of it stays
-        """
-        with self._running("add-disk") as (ledger, vm):
-            return plugs.add_disk(ledger, vm, fields)
-
-    def remove_disk(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
-        """Take a disk out of the running machine and of its specification. Its image is not touched.
-
-        :param timeout: seconds for the guest to let go of it
-        :raises UnplugRefused: the guest keeps it
-        :raises UnplugPending: the guest says nothing; it goes at its next reset, and is the instance's until then
-        """
-        with self._running("remove-disk") as (ledger, vm):
-            plugs.remove_disk(ledger, vm, id, timeout)
-
-    def add_nic(self, **fields: Any) -> Nic:
-        """Plug a network card into the running machine; see :meth:`add_disk`."""
-        with self._running("add-nic") as (ledger, vm):
-            return plugs.add_nic(ledger, vm, fields)
-
-    def remove_nic(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
-        """Take a network card out of the running machine; see :meth:`remove_disk`."""
-        with self._running("remove-nic") as (ledger, vm):
-            plugs.remove_nic(ledger, vm, id, timeout)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,15 @@ unfinished start has never run its guest.
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import structs
 
-from ..errors import DroverError, MonitorError, NotSupported, StartFailed
+from ..errors import DroverError, MonitorError, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
 from ..ops.throttle import Limits
@@ -33,30 +34,33 @@ from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
 from .seed import seed_image
 from .sockets import Listeners
-from .spec import BootSpec, Spec
+from .spec import BootSpec
 from .tpm import start_tpm
+
+# Descriptors of taps, by the ids of the NICs that stand on them.
+Taps = Mapping[str, Sequence[int]]
 
 # Seconds for QEMU to take in its command line and greet: memory that is allocated ahead takes its time.
 GREETING_TIMEOUT: Final = 60.0
 
 
-def start(host: Host, ledger: Ledger, *, paused: bool = False) -> list[str]:
+def start(host: Host, ledger: Ledger, *, paused: bool = False, fds: Taps = MappingProxyType({})) -> list[str]:
     """Start an instance that does not run. All happens, or nothing of it stays.
 
     :param paused: do not let the guest run yet
+    :param fds: for each NIC of mode ``fd``, by its id, descriptors of its tap; they stay yours to close
     :returns: notices, in words: what the host lacks and the machine does without
     :raises StartFailed: QEMU did not come up
     :raises DroverError: what it needs is not there
     :raises OSError: an image cannot be opened, or a file not be made
     """
     document = ledger.document
-    _check(document.spec)
     binary = host.binary(document.spec.emulator)
     runtime = _plan(host, ledger, binary)
     document.generation, document.runtime = runtime.generation, runtime
     ledger.begin("start", paused=paused)
     try:
-        notices = _make(host, ledger, binary, runtime)
+        notices = _make(host, ledger, binary, runtime, fds)
         with _greeted(ledger) as vm:
             finish(vm, runtime, paused=paused)
     except BaseException as error:
@@ -79,14 +83,11 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
     for disk in spec.disks:
         if disk.throttle is not None:
             vm.set_disk_throttle(disk.id, Limits(**structs.asdict(disk.throttle)))
+    for nic in spec.nics:
+        if nic.link_state == "down":
+            vm.set_link(nic.id, up=False)
     if not paused:
         vm.cont()
-
-
-def _check(spec: Spec) -> None:
-    for number, nic in enumerate(spec.nics):
-        if nic.mode == "fd":
-            raise NotSupported(f"nics[{number}].mode 'fd' at a start: nobody passes a descriptor", by="this Drover")
 
 
 def cpu_set(text: str) -> set[int]:
@@ -111,7 +112,7 @@ def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
     )
 
 
-def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[str]:
+def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Taps) -> list[str]:
     """Prepare what the command line needs, and make the process. Our copies of descriptors are closed at the end."""
     paths, spec = ledger.paths, runtime.spec
     identity = host.identity(spec.uuid, runtime.accelerator)
@@ -125,7 +126,7 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime) -> list[
         if CONSOLE_LOG in plan.fds:
             fds[CONSOLE_LOG] = logs.opened(lent, paths.console_log)
         runtime.devices = {device.id: _device(device) for device in plan.devices}
-        found, notices = _plug_nics(lent, runtime)
+        found, notices = _plug_nics(lent, runtime, taps)
         log = logs.opened(lent, paths.log)
         group, lacks = host.group(paths.name)
         runtime.uid = None if identity is None else identity.uid
@@ -181,13 +182,14 @@ def _make_variables(template: str, store: Path) -> None:
         replace(store, Path(template).read_bytes())
 
 
-def _plug_nics(lent: ExitStack, runtime: Runtime) -> tuple[dict[str, int], list[str]]:
+def _plug_nics(lent: ExitStack, runtime: Runtime, taps: Taps) -> tuple[dict[str, int], list[str]]:
     """Make the host's side of all cards. What is made is known by its name, and released by it."""
     spec, fds, notices = runtime.spec, dict[str, int](), list[str]()
     for index, nic in enumerate(spec.nics):
         if nic.mode == "user":
             continue
-        plugged = lent.enter_context(net.plug(nic, spec.name, uuid=spec.uuid, index=index))
+        given = taps.get(nic.id, ())
+        plugged = lent.enter_context(net.plug(nic, spec.name, uuid=spec.uuid, index=index, given=given))
         runtime.devices[nic.id].tap = plugged.name
         for kind, numbers in (("nic", plugged.tap_fds), ("vhost", plugged.vhost_fds)):
             fds |= {f"{kind}.{nic.id}.{pair}": fd for pair, fd in enumerate(numbers)}

@@ -1,7 +1,7 @@
 """An instance's document in the hands of whoever holds its lock: every change is on disk before its first effect."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from ..errors import InstanceNotFound
 from .lock import LOCK_TIMEOUT, locked
 from .paths import InstancePaths, Paths
-from .record import Document, Intent, load, save
+from .record import Document, Intent, load, runtime_of, save
+from .spec import Spec
 
 
 class Ledger:
@@ -48,6 +49,16 @@ class Ledger:
         """Write down the result, and that nothing is under way any more: in one write."""
         self.document.pending = None
         self.save()
+
+    def change_specs(self, change: Callable[[Spec], Spec], *, next_start: bool = True) -> None:
+        """Change what runs, and what is wanted at the next start, in the same way. Not written yet.
+
+        :param next_start: whether the latter, too
+        """
+        runtime = runtime_of(self.document)
+        runtime.spec = change(runtime.spec)
+        if next_start:
+            self.document.spec = change(self.document.spec)
 
     def save(self) -> None:
         """Write the document as it is."""

@@ -18,6 +18,7 @@ _SET_MTU: Final = 0x8922
 _SET_MAC: Final = 0x8924
 _GET_INDEX: Final = 0x8933
 _BRIDGE_ADD: Final = 0x89A2
+_BRIDGE_DELETE: Final = 0x89A3
 _UP: Final = 0x1
 _ETHERNET: Final = 1
 _NAME_LIMIT: Final = 15  # IFNAMSIZ, without the final NUL
@@ -67,6 +68,15 @@ def join_bridge(bridge: str, name: str) -> None:
     :raises OSError: `bridge` is none (EOPNOTSUPP), or has no room (EXFULL)
     """
     _call(_BRIDGE_ADD, bridge, struct.pack("i", get_index(name)))
+
+
+def leave_bridge(name: str) -> None:
+    """Make it a port of no bridge, if it is one of any."""
+    try:
+        bridge = os.path.basename(os.readlink(f"/sys/class/net/{name}/brport/bridge"))
+    except FileNotFoundError:
+        return
+    _call(_BRIDGE_DELETE, bridge, struct.pack("i", get_index(name)))
 
 
 def _call(request: int, name: str, argument: bytes = b"") -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ..errors import ArgumentError, DroverError, NetworkError, ScriptFailed, ScriptSlow
 from . import links, netlink, ovs, scripts
@@ -177,6 +177,47 @@ def release(
     return notices
 
 
+def can_move(old: Nic, new: Nic) -> bool:
+    """Whether a NIC becomes another one by :func:`move`, so that its guest keeps the card."""
+    same = structs.replace(old, link=new.link, vlan=new.vlan, network=new.network, tags=new.tags, ip=new.ip,
+                           script_up=new.script_up, script_down=new.script_down, link_state=new.link_state)  # fmt: skip
+    return old.mode == "bridge" and same == new
+
+
+def move(old: Nic, new: Nic, instance: str, *, uuid: str, index: int, timeout: float = scripts.TIMEOUT) -> list[str]:
+    """Move the tap of a NIC that is plugged in to another bridge, or to another VLAN there. May be repeated.
+
+    Where that fails it is on the old one again.
+
+    :param old: as it is, and `new`, as it is to be: see :func:`can_move`; the other parameters are those of
+        :func:`plug`
+    :returns: notices
+    :raises ArgumentError: the host has no such bridge; nothing was touched
+    :raises NetworkError: it could not be moved
+    """
+    name = tap_name(uuid, new.id)
+    was, jack = (_Jack(nic=nic, instance=instance, uuid=uuid, index=index, name=name) for nic in (old, new))
+    try:
+        mtu = _check_bridge(jack)
+        with Rollback() as undo:
+            undo.remember("the old bridge", lambda: _enter(was, links.get_mtu(old.link), timeout))
+            was.run_down(timeout)
+            _enter(jack, mtu, timeout)
+            undo.keep()
+    except OSError as error:
+        if isinstance(error, DroverError):
+            raise
+        raise _explained(jack, error) from error
+    return _too_long(new)
+
+
+def _enter(jack: _Jack, mtu: int, timeout: float) -> None:
+    links.leave_bridge(jack.name)
+    _set_mtu(jack, max(mtu, jack.nic.mtu or 0))
+    _join(jack)
+    jack.run_up(timeout)
+
+
 # -- one function a mode ---------------------------------------------------------------------------------------------
 
 
@@ -186,23 +227,38 @@ def _nothing(*_: object) -> None:
 
 def _plug_bridge(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     nic = jack.nic
-    mtu = _mtu_of_link(jack, netlink.bridges)
-    if nic.vlan and not netlink.filters_vlans(nic.link):
-        raise jack.wrong("vlan", f"none on a bridge that does not filter VLANs, as {nic.link} does not")
+    mtu = _check_bridge(jack)
     # A bridge takes the lowest MTU of its ports, so a tap with a lower one would lower all the others'.
     _make_tap(jack, plugged, max(mtu, nic.mtu or 0))
+    _join(jack)
+    _set_up(jack, ip=False)
+    plugged.notices += _too_long(nic)
+
+
+def _check_bridge(jack: _Jack) -> int:
+    """The MTU of its bridge."""
+    mtu = _mtu_of_link(jack, netlink.bridges)
+    if jack.nic.vlan and not netlink.filters_vlans(jack.nic.link):
+        raise jack.wrong("vlan", f"none on a bridge that does not filter VLANs, as {jack.nic.link} does not")
+    return mtu
+
+
+def _join(jack: _Jack) -> None:
     try:
-        links.join_bridge(nic.link, jack.name)
+        links.join_bridge(jack.nic.link, jack.name)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             raise _no_such_link(jack, netlink.bridges) from error
         raise
-    if nic.vlan:
-        netlink.set_port_vlan(jack.name, nic.vlan)
-    _set_up(jack, ip=False)
+    if jack.nic.vlan:
+        netlink.set_port_vlan(jack.name, jack.nic.vlan)
+
+
+def _too_long(nic: Nic) -> list[str]:
     mtu = links.get_mtu(nic.link)
-    if nic.mtu and nic.mtu > mtu:
-        plugged.notices.append(f"{nic.link} takes packets of {mtu} bytes, and drops larger ones, up to {nic.mtu}")
+    if not nic.mtu or nic.mtu <= mtu:
+        return []
+    return [f"{nic.link} takes packets of {mtu} bytes, and drops larger ones, up to {nic.mtu}"]
 
 
 def _plug_ovs(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:

@@ -24,14 +24,16 @@ class Device(Struct, kw_only=True, omit_defaults=True):
     :ivar kind: ``disk``, ``nic``, ``cpu``, ``memory``, ``usb``, ``vfio``, …
     :ivar bus: where it sits, and `addr` on it
     :ivar tap: host interface of a NIC
-    :ivar opaque: what its sets of descriptors are marked with
+    :ivar size: of memory: what the guest has of it, in bytes
+    :ivar stays: when it goes, it is still wanted at the next start
     """
 
     kind: str
     bus: str = ""
     addr: str = ""
     tap: str = ""
-    opaque: str = ""
+    size: int = 0
+    stays: bool = False
 
 
 class Intent(Struct, kw_only=True, omit_defaults=True):
@@ -128,6 +130,13 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     runtime: Runtime | None = None
     pending: Intent | None = None
     last_stop: Stop | None = None
+
+
+def runtime_of(document: Document) -> Runtime:
+    """What runs, of an instance of which it is known that it does."""
+    if document.runtime is None:
+        raise ValueError(f"{document.spec.name} does not run")
+    return document.runtime
 
 
 class _Version(Struct):

@@ -37,6 +37,7 @@ from ..ops import (
     throttle,
     unplug,
     usb,
+    vfio,
 )
 from ..ops import balloon as balloon_
 from ..ops import input as input_
@@ -214,8 +215,12 @@ class Verbs:
     set_link = verb(nic.set_link)
     hot_add_disk = verb(disk.hot_add_disk)
     hot_remove_disk = verb(disk.hot_remove_disk)
+    query_disk_size = verb(disk.query_disk_size)
     resize_disk = verb(disk.resize_disk)
+    hot_add_vfio = verb(vfio.hot_add_vfio)
+    hot_remove_vfio = verb(vfio.hot_remove_vfio)
     query_cdrom = verb(cdrom.query_cdrom)
+    tidy_cdrom = verb(cdrom.tidy_cdrom)
     change_medium = verb(cdrom.change_medium)
     eject_medium = verb(cdrom.eject_medium)
     unplug = verb(unplug.unplug)

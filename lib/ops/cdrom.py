@@ -92,7 +92,7 @@ async def change_medium(
     )
     storage.check(id, NEXT)
     with port.reservations.name(id):
-        drive = await _drive(port, id)
+        drive = await tidy_cdrom(port, id)
         new = _next(id) if drive.node == id else id
         async with opened(port, storage) as ready, Undo(port) as undo:
             await ready.add(undo, new)
@@ -117,7 +117,7 @@ async def eject_medium(port: Port, id: str, *, force: bool = False, timeout: flo
     :raises HotplugError: there is no such drive
     """
     with port.reservations.name(id):
-        drive = await _drive(port, id)
+        drive = await tidy_cdrom(port, id)
         async with Undo(port) as undo:
             await _open(port, undo, drive, force, timeout)
             if drive.node is not None:
@@ -130,8 +130,11 @@ def _next(id: str) -> str:
     return id + NEXT
 
 
-async def _drive(port: Port, id: str) -> CdDrive:
-    """The drive, rid of what an earlier change that was broken off has left."""
+async def tidy_cdrom(port: Port, id: str) -> CdDrive:
+    """Return the state of a CD drive, rid of what an earlier change that was broken off has left. May be repeated.
+
+    :raises HotplugError: there is no drive of this id that can change its medium
+    """
     drive = await query_cdrom(port, id)
     for name in (id, _next(id)):
         if name != drive.node:

@@ -164,6 +164,17 @@ async def _size(port: Port, node: str) -> int:
     raise HotplugError(node, "there is no such disk")
 
 
+async def query_disk_size(port: Port, id: str) -> int:
+    """Return the size of a disk that is plugged, in bytes.
+
+    :raises HotplugError: there is no such disk
+    """
+    top = await _top_node(port, id)
+    if top is None:
+        raise HotplugError(id, "there is no such disk")
+    return await _size(port, top)
+
+
 async def resize_disk(port: Port, id: str, size: int) -> int:
     """Tell the guest that its disk has a new size; a raw file or qcow2 image grows or shrinks with it.
 

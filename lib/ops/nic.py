@@ -1,10 +1,10 @@
-"""NIC hotplug: descriptors of tap devices to QEMU, a netdev on them, a device on that.
+"""NIC hotplug: descriptors of tap devices to QEMU, a netdev on them or another one, a device on that.
 
 A NIC has one id for its device and its netdev, as in Ganeti.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -50,9 +50,13 @@ def check_id(value: str) -> str:
     return value
 
 
-def _check(id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int], mac: str | None, model: str) -> None:
+def _check(
+    id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int], mac: str | None, model: str, backend: object
+) -> None:
     check_id(id)
-    if not tap_fds:
+    if backend is not None and (tap_fds or vhost_fds):
+        raise ArgumentError("backend", backend, "none beside descriptors of a tap")
+    if backend is None and not tap_fds:
         raise ArgumentError("tap_fds", list(tap_fds), "one descriptor of a tap device for each pair of queues")
     if vhost_fds and len(vhost_fds) != len(tap_fds):
         raise ArgumentError("vhost_fds", list(vhost_fds), f"none, or as many as tap_fds ({len(tap_fds)})")
@@ -68,21 +72,23 @@ async def hot_add_nic(
     port: Port,
     id: str,
     *,
-    tap_fds: Sequence[int],
+    tap_fds: Sequence[int] = (),
     vhost_fds: Sequence[int] = (),
+    backend: Mapping[str, Any] | None = None,
     mac: str | None = None,
     model: str = "virtio-net-pci",
     bus: str | None = None,
     addr: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Nic:
-    """Plug a NIC that stands on tap devices into the running machine.
+    """Plug a NIC into the running machine: one that stands on tap devices, or on another back end.
 
     All happens or nothing: what was done is undone in reverse if a step fails.
 
     :param id: for the device and its netdev
     :param tap_fds: open tap descriptors, one for each pair of queues; they stay yours to close
     :param vhost_fds: open ``/dev/vhost-net`` descriptors, as many, for the kernel's back end
+    :param backend: instead of taps: what ``netdev_add`` is to make, but for its id, such as ``{"type": "user"}``
     :param mac: the address; QEMU chooses one where it is not said
     :param model: device model
     :param bus: PCI bus; None for the first with a free slot
@@ -93,21 +99,24 @@ async def hot_add_nic(
     :raises NoFreeSlot: no bus has room
     :raises CommandError: QEMU refused a step
     """
-    _check(id, tap_fds, vhost_fds, mac, model)
+    _check(id, tap_fds, vhost_fds, mac, model, backend)
+    queues = len(tap_fds) or 1
     with port.reservations.name(id):
         ticket = port.reservations.ticket()
         buses = await query_pci_buses(port)
         with pci_place(port.reservations, ticket, buses, id, bus, addr) as place:
             async with Undo(port) as undo:
-                await _add_netdev(undo, id, tap_fds, vhost_fds)
-                device = _device(id, model, place, mac, len(tap_fds), options)
+                netdev = await _pass_taps(undo, id, tap_fds, vhost_fds) if backend is None else backend
+                await undo.step("netdev_add", {**netdev, "id": id}, undo=Revert("netdev_del", {"id": id}))
+                device = _device(id, model, place, mac, queues, options)
                 await undo.step("device_add", device, undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT))
                 actual = await port.execute("qom-get", {"path": f"{PERIPHERAL}/{id}", "property": "mac"})
                 undo.keep()
-    return Nic(id=id, bus=place.bus, addr=place.addr, mac=actual, queues=len(tap_fds))
+    return Nic(id=id, bus=place.bus, addr=place.addr, mac=actual, queues=queues)
 
 
-async def _add_netdev(undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int]) -> None:
+async def _pass_taps(undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int]) -> dict[str, Any]:
+    """Pass descriptors, and return the back end that stands on them."""
     names: dict[str, list[str]] = {"fds": [], "vhostfds": []}
     for kind, fds in (("fds", tap_fds), ("vhostfds", vhost_fds)):
         for number, fd in enumerate(fds):
@@ -116,11 +125,11 @@ async def _add_netdev(undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Se
             close = Revert("closefd", {"fdname": name}, may_be_gone=True)
             await undo.step("getfd", {"fdname": name}, fd=fd, undo=close)
             names[kind].append(name)
-    netdev: dict[str, Any] = {"type": "tap", "id": id, "fds": ":".join(names["fds"])}
+    netdev: dict[str, Any] = {"type": "tap", "fds": ":".join(names["fds"])}
     if vhost_fds:
         # Without vhostforce QEMU 7.2 only warns when a vhost descriptor is no good, and then aborts over it.
         netdev |= {"vhost": True, "vhostforce": True, "vhostfds": ":".join(names["vhostfds"])}
-    await undo.step("netdev_add", netdev, undo=Revert("netdev_del", {"id": id}))
+    return netdev
 
 
 def _device(

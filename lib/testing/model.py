@@ -178,7 +178,8 @@ class QemuModel:
     def _do_netdev_add(self, given: Arguments) -> Arguments:
         if given["id"] in self.netdevs:
             raise Refused(f"Duplicate ID '{given['id']}'")
-        for name in [*given["fds"].split(":"), *filter(None, given.get("vhostfds", "").split(":"))]:
+        names = given["fds"].split(":") if given["type"] == "tap" else []
+        for name in [*names, *filter(None, given.get("vhostfds", "").split(":"))]:
             if name not in self.fds:
                 raise Refused(f"File descriptor named '{name}' has not been found")
             self.fds.remove(name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from drover.monitor.drive import drive
-from drover.ops import cpu, disk, memory, migration, migration_settings, nic, power
+from drover.ops import cpu, disk, memory, migration, migration_settings, nic, power, vfio
 from drover.ops.port import Port
 from drover.testing.model import QemuModel
 from drover.testing.scripted import Fault, ScriptedPort
@@ -30,6 +30,14 @@ IMAGE = "image.raw"
 def add_nic(port: Port) -> Coroutine[Any, Any, object]:
     fds = [0, 0]
     return nic.hot_add_nic(port, "nic1", tap_fds=fds, vhost_fds=fds, mac="52:54:00:00:00:01")
+
+
+def add_user_nic(port: Port) -> Coroutine[Any, Any, object]:
+    return nic.hot_add_nic(port, "nic2", backend={"type": "user"}, mac="52:54:00:00:00:02")
+
+
+def add_vfio(port: Port) -> Coroutine[Any, Any, object]:
+    return vfio.hot_add_vfio(port, id="vfio1", host="0000:3b:00.0", rom=False)
 
 
 def add_disk(port: Port) -> Coroutine[Any, Any, object]:
@@ -57,6 +65,8 @@ CHANGES = {
     "add virtio-mem": Case(add_virtio_mem),
     "add a vCPU": Case(add_cpu),
     "add a NIC": Case(add_nic),
+    "add a NIC on QEMU's own network": Case(add_user_nic),
+    "add a device of the host": Case(add_vfio),
     "add a virtio-blk disk": Case(add_disk),
     "add a virtio-scsi disk": Case(add_scsi_disk),
     "migrate over a descriptor": Case(lambda port: migration.migrate(port, fd=0)),
@@ -65,6 +75,7 @@ CHANGES = {
 REMOVALS = {
     "remove a DIMM": Case(lambda port: memory.hot_remove_dimm(port, "dimm1"), add_dimm),
     "remove a vCPU": Case(lambda port: cpu.hot_remove_cpu(port, "cpu1"), add_cpu),
+    "remove a device of the host": Case(lambda port: vfio.hot_remove_vfio(port, "vfio1"), add_vfio),
     "remove a NIC": Case(lambda port: nic.hot_remove_nic(port, "nic1"), add_nic),
     "remove a virtio-blk disk": Case(lambda port: disk.hot_remove_disk(port, "disk1"), add_disk),
     "remove a virtio-scsi disk": Case(lambda port: disk.hot_remove_disk(port, "disk2"), add_scsi_disk),

@@ -1,6 +1,7 @@
 """Real guests behind every kind of NIC: what the host has made for it is made for packets to go through."""
 
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A machine without a NIC, whose QEMU has no rights and is in its sandbox, as an instance's."""
     wrapper = tmp_path_factory.mktemp("qemu") / "qemu"
     rights = f"--reuid={NOBODY} --regid={NOBODY} --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs"
-    wrapper.write_text(f'#!/bin/sh\nexec setpriv {rights} -- {qemu_of(request.param)} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec setpriv {rights} -- {shlex.quote(str(qemu_of(request.param)))} "$@"\n')
     wrapper.chmod(0o755)
     machine = Machine(qemu=wrapper, smp=2, extra=["-sandbox", SANDBOX], name=request.param)
     machine.directory.chmod(0o777)

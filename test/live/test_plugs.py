@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from drover import QmpConnection
 from drover.errors import ArgumentError, SpecError, UnplugPending
 from drover.kvm.argv.places import slot_of
 from drover.kvm.instance import Instance
@@ -20,7 +18,7 @@ from drover.kvm.net import tap_name
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.taps import open_tap
-from instances import VERSIONS, bare, bootable, temporary_node
+from instances import VERSIONS, Guest, agree, bare, bootable, temporary_node
 
 TOP = Path(__file__).resolve().parents[2]
 BRIDGE = "drtest0"
@@ -54,57 +52,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-class Guest:
-    """The shell on an instance's console."""
-
-    def __init__(self, vm: Instance) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
-        self._socket.settimeout(90)
-        self._read("guest# ")
-
-    def run(self, command: str) -> str:
-        """What a command prints."""
-        self._socket.sendall(f"{command}; echo; echo do''ne\n".encode())
-        return self._read("\ndone\r\n")
-
-    def until(self, command: str, text: str, *, there: bool) -> None:
-        """Wait until `text` is, or is not, in what a command prints."""
-        for _ in range(100):
-            if (text in self.run(f"usleep 100000; {command}").partition("\n")[2]) == there:
-                return
-        raise AssertionError(f"{text} is {'not ' if there else ''}in what {command} prints")
-
-    def close(self) -> None:
-        """Leave the console."""
-        self._socket.close()
-
-    def _read(self, end: str) -> str:
-        text = ""
-        while end not in text:
-            text += self._socket.recv(4096).decode(errors="replace")
-        return text
-
-
-def agree(vm: Instance) -> set[str]:
-    """Document and QEMU have the same devices, and nothing else is left of others; their ids."""
-    document = vm.show().document
-    assert document.pending is None
-    assert document.runtime is not None
-    known = {name for name, device in document.runtime.devices.items() if device.kind in ("disk", "nic")}
-    for spec in (document.spec, document.runtime.spec):
-        assert {disk.id for disk in spec.disks} | {nic.id for nic in spec.nics} == known
-    with QmpConnection(vm.host.paths.instance(vm.name).socket("people")) as qmp:
-        assert known <= qmp.query_devices().keys()
-        nodes = {it["node-name"] for it in qmp.query_block_nodes()}
-        assert nodes == {name for disk in document.spec.disks for name in (disk.id, f"{disk.id}-file")}
-        opaque = [fd["opaque"] for fdset in qmp.execute("query-fdsets") for fd in fdset["fds"]]
-        assert [text for text in opaque if "console" not in text] == []
-    taps = {device.tap for device in document.runtime.devices.values() if device.tap}
-    assert {name for name in os.listdir("/sys/class/net") if name.startswith("dr") and name != BRIDGE} == taps
-    return known
-
-
 def places(vm: Instance) -> dict[str, tuple[str, int]]:
     """Where its devices are: bus and slot."""
     runtime = vm.show().document.runtime
@@ -127,7 +74,7 @@ def test_disk_and_nic(node: Node, version: str, image: Path, bridge: str) -> Non
     assert agree(vm) == {other.id, disk.id, nic.id}
     with pytest.raises(SpecError, match="id"):
         vm.add_disk(id=disk.id, source="/nowhere", format="raw")
-    with pytest.raises(ArgumentError, match=f"one of its disks: {other.id}, {disk.id}"):
+    with pytest.raises(ArgumentError, match=f"one of its disk devices: {other.id}, {disk.id}"):
         vm.remove_disk("nosuch")
     with pytest.raises(FileNotFoundError):
         vm.add_disk(source="/nowhere", format="raw")

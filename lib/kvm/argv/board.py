@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from ...ops.chain import Layer
 from ...ops.image import file_node
+from ..spec import MemorySpec
 from .launch import DiskNeed, Writer, escape
 from .places import Places
 
@@ -55,14 +56,19 @@ def write_memory(out: Writer) -> None:
     memory = out.spec.memory
     room = f",slots={memory.slots},maxmem={memory.max}B" if memory.slots or memory.max > memory.size else ""
     out.add("-m", f"size={memory.size}B{room}")
-    if memory.shared or memory.hugepages != "off":
-        huge: dict[str, Any] = {}
-        if memory.hugepages != "off":
-            # all of them at once: a page that is missing later would kill QEMU
-            huge = {"hugetlb": True, "hugetlbsize": _HUGE[memory.hugepages], "prealloc": True}
-        out.object("memory-backend-memfd", _MEMORY, size=memory.size, share=memory.shared, **huge)
-    else:
-        out.object("memory-backend-ram", _MEMORY, size=memory.size)
+    kind, made_of = memory_backend(memory)
+    out.object(kind, _MEMORY, size=memory.size, **made_of)
+
+
+def memory_backend(memory: MemorySpec) -> tuple[str, dict[str, Any]]:
+    """What the guest's memory is made of: a type of object, and its properties."""
+    if memory.hugepages != "off":
+        # all of them at once: a page that is missing later would kill QEMU
+        huge = {"hugetlb": True, "hugetlbsize": _HUGE[memory.hugepages], "prealloc": True}
+        return "memory-backend-memfd", {"share": memory.shared, **huge}
+    if memory.shared:
+        return "memory-backend-memfd", {"share": True}
+    return "memory-backend-ram", {}
 
 
 def write_firmware(out: Writer) -> None:

@@ -12,7 +12,8 @@ CONSOLE_LOG: Final = "console-log"  # its descriptor
 _AGENT: Final = "org.qemu.guest_agent.0"  # by these names agents find their ports
 _SPICE_AGENT: Final = "com.redhat.spice.0"
 
-_USB: Final = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kbd", "host": "usb-host"}
+# The device models of USB.
+USB_DRIVERS: Final = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kbd", "host": "usb-host"}
 
 
 def write_serial(out: Writer) -> None:
@@ -98,13 +99,15 @@ def write_usb(out: Writer, places: Places) -> None:
         devices.insert(0, UsbDevice(id="tablet", type="tablet"))
     out.device("qemu-xhci", id="xhci", p2=USB_PORTS, p3=USB_PORTS, **places.fixed("xhci"))
     for port, device in enumerate(devices, 1):
-        host = {}
-        if device.vendor:
-            host = {"vendorid": int(device.vendor, 16), "productid": int(device.product, 16)}
-        elif device.bus:
-            host = {"hostbus": device.bus, "hostaddr": device.address}
-        out.device(_USB[device.type], id=device.id, bus="xhci.0", port=str(port), **host)
+        out.device(USB_DRIVERS[device.type], id=device.id, bus="xhci.0", port=str(port), **usb_host(device))
         out.note("usb", device.id, "xhci.0", str(port))
+
+
+def usb_host(device: UsbDevice) -> dict[str, int]:
+    """Which of the host's devices it is, as properties of the device model."""
+    if device.vendor:
+        return {"vendorid": int(device.vendor, 16), "productid": int(device.product, 16)}
+    return {"hostbus": device.bus, "hostaddr": device.address} if device.bus else {}
 
 
 def write_vfio(out: Writer, places: Places) -> None:

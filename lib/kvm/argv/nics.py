@@ -24,10 +24,14 @@ def write_nics(out: Writer, places: Places) -> None:
         out.note("nic", nic.id, **places.of(nic.id))
 
 
+def user_backend(nic: Nic) -> dict[str, Any]:
+    """QEMU's own network, as ``netdev_add`` takes it, but for its id."""
+    return {"type": "user", **({"hostfwd": [{"str": each} for each in nic.forwards]} if nic.forwards else {})}
+
+
 def _netdev(out: Writer, nic: Nic) -> dict[str, Any]:
     if nic.mode == "user":
-        forwards = {"hostfwd": [{"str": each} for each in nic.forwards]} if nic.forwards else {}
-        return {"type": "user", "id": nic.id, **forwards}
+        return {"type": "user", "id": nic.id} | user_backend(nic)
     netdev: dict[str, Any] = {"type": "tap", "id": nic.id, **_descriptors(out, "fd", "nic", nic)}
     if nic.vhost:
         # without vhostforce QEMU 7.2 only warns when a descriptor is no good, and then aborts over it

@@ -185,6 +185,7 @@ class Nic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar script_down: one for when it has been taken away
     :ivar tags: for scripts
     :ivar boot_index: its place in the boot order
+    :ivar link_state: whether its cable is plugged in, as the guest sees it
     :ivar forwards: of mode ``user``: ports of the host for the guest, such as ``tcp:127.0.0.1:2222-:22``
     """
 
@@ -203,7 +204,13 @@ class Nic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     script_down: Path = ""
     tags: tuple[Line, ...] = ()
     boot_index: BootIndex | None = None
+    link_state: Literal["up", "down"] = "up"
     forwards: tuple[Forward, ...] = ()
+
+    @property
+    def on_tap(self) -> bool:
+        """It stands on a tap that we make, and take away."""
+        return self.mode not in ("user", "fd")
 
 
 class Serial(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -56,12 +56,12 @@ def test_says_when_none_is_left(pool: UidPool) -> None:
 def test_passes_over_what_is_in_passwd_or_runs(tmp_path: Path) -> None:
     somebody = pwd.getpwnam("nobody").pw_uid
     assert UidPool(tmp_path / "a", somebody, somebody + 1).lend("a").uid == somebody + 1
-    with subprocess.Popen(["setpriv", "--reuid=70000", "--", "sleep", "60"]) as running:
-        while 70000 not in uids_of_processes():
+    with subprocess.Popen(["setpriv", "--reuid=71500", "--", "sleep", "60"]) as running:
+        while 71500 not in uids_of_processes():
             assert running.poll() is None, "only root can start something as somebody else: run the tests as root"
-        assert UidPool(tmp_path / "b", 70000, 70001).lend("a").uid == 70001
+        assert UidPool(tmp_path / "b", 71500, 71501).lend("a").uid == 71501
         running.kill()
-    assert UidPool(tmp_path / "b", 70000, 70001).lend("b").uid == 70000
+    assert UidPool(tmp_path / "b", 71500, 71501).lend("b").uid == 71500
 
 
 def test_a_lent_id_outside_a_new_range_is_kept(pool: UidPool, tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_two_processes_never_get_the_same(tmp_path: Path) -> None:
         from pathlib import Path
         from drover.kvm.identity import UidPool
         import os
-        pool = UidPool(Path({str(tmp_path)!r}))
+        pool = UidPool(Path({str(tmp_path)!r}), 71600, 71699)
         print(*(pool.lend(f"{{os.getpid()}}-{{number}}").uid for number in range(10)))
     """
     command = [sys.executable, "-c", textwrap.dedent(taker)]
     env = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     takers = [subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) for _ in range(4)]
     uids = [int(uid) for taken in takers for uid in taken.communicate()[0].split()]
-    assert sorted(uids) == list(range(70000, 70040))
+    assert sorted(uids) == list(range(71600, 71640))
 
 
 def test_default_range_is_nobodys(tmp_path: Path) -> None:
