@@ -20,6 +20,11 @@ from .ledger import Ledger
 from .record import runtime_of
 from .spec import Disk, Nic, Spec, Throttle
 
+# Steps of a change of what a card stands on.
+UNPLUGGING: Final = "unplugging"
+_UNPLUGGED: Final = "unplugged"
+_MOVED: Final = "moved"
+
 
 class Change(ABC):
     """One kind of change. What it was asked is in the ledger: ``id`` and more."""
@@ -126,22 +131,23 @@ class _Backend(Change):
             # the guest is to ask for its address anew
             for up in (False, new.link_state == "up"):
                 vm.set_link(new.id, up=up)
-            ledger.step("moved")
+            ledger.step(_MOVED)
             return
+        ledger.step(UNPLUGGING)
         try:
             vm.hot_remove_nic(new.id)
         except UnplugPending:
             device.stays = True
             raise
         release_nic(runtime, old)
-        ledger.step("unplugged")
+        ledger.step(_UNPLUGGED)
         plug_nic(vm, runtime, new, given=given, bus=device.bus, addr=device.addr)
 
     def finish(self, ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> list[str]:
         pending, runtime, new = ledger.document.pending, runtime_of(ledger.document), self._new(ledger)
         assert pending is not None
         old = self._old(ledger, new.id)
-        if pending.step == "moved" or (pending.step == "unplugged" and new.id in there):
+        if pending.step == _MOVED or (pending.step == _UNPLUGGED and new.id in there):
             runtime.devices[new.id] = NIC.describe(vm, runtime, new)
             _replace(ledger, "nics", new.id, **structs.asdict(new))
             return [f"{new.id}: it is connected to {new.link or new.mode}"]

@@ -83,6 +83,7 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
     for disk in spec.disks:
         if disk.throttle is not None:
             vm.set_disk_throttle(disk.id, Limits(**structs.asdict(disk.throttle)))
+    vm.remove_fdsets([disk.id for disk in spec.disks])
     for nic in spec.nics:
         if nic.link_state == "down":
             vm.set_link(nic.id, up=False)

@@ -70,13 +70,13 @@ def join_bridge(bridge: str, name: str) -> None:
     _call(_BRIDGE_ADD, bridge, struct.pack("i", get_index(name)))
 
 
-def leave_bridge(name: str) -> None:
-    """Make it a port of no bridge, if it is one of any."""
+def leave_bridge(bridge: str, name: str) -> None:
+    """Make it a port of this bridge no more, if it is one."""
     try:
-        bridge = os.path.basename(os.readlink(f"/sys/class/net/{name}/brport/bridge"))
-    except FileNotFoundError:
-        return
-    _call(_BRIDGE_DELETE, bridge, struct.pack("i", get_index(name)))
+        _call(_BRIDGE_DELETE, bridge, struct.pack("i", get_index(name)))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENODEV):  # it is none of its ports; there is no such bridge
+            raise
 
 
 def _call(request: int, name: str, argument: bytes = b"") -> bytes:

@@ -13,7 +13,7 @@ from .host import Host
 from .keeper import read_status
 from .launch import finish
 from .ledger import Ledger
-from .plugs import finish_plugs
+from .plugs import mend_plugs
 from .process import STATUS_TIMEOUT
 from .record import Stop
 
@@ -84,7 +84,7 @@ def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[
     document, pending = ledger.document, ledger.document.pending
     if document.runtime is None:
         return []
-    notices = finish_plugs(ledger, vm)
+    notices = mend_plugs(ledger, vm)
     if document.pending is None or pending is None:
         return notices
     if pending.operation == "start":

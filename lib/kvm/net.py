@@ -200,9 +200,9 @@ def move(old: Nic, new: Nic, instance: str, *, uuid: str, index: int, timeout: f
     try:
         mtu = _check_bridge(jack)
         with Rollback() as undo:
-            undo.remember("the old bridge", lambda: _enter(was, links.get_mtu(old.link), timeout))
+            undo.remember("the old bridge", lambda: _enter(was, new.link, links.get_mtu(old.link), timeout))
             was.run_down(timeout)
-            _enter(jack, mtu, timeout)
+            _enter(jack, old.link, mtu, timeout)
             undo.keep()
     except OSError as error:
         if isinstance(error, DroverError):
@@ -211,8 +211,9 @@ def move(old: Nic, new: Nic, instance: str, *, uuid: str, index: int, timeout: f
     return _too_long(new)
 
 
-def _enter(jack: _Jack, mtu: int, timeout: float) -> None:
-    links.leave_bridge(jack.name)
+def _enter(jack: _Jack, other: str, mtu: int, timeout: float) -> None:
+    for bridge in (other, jack.nic.link):
+        links.leave_bridge(bridge, jack.name)
     _set_mtu(jack, max(mtu, jack.nic.mtu or 0))
     _join(jack)
     jack.run_up(timeout)

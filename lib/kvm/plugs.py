@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from msgspec import convert, json, to_builtins
 
-from ..errors import ArgumentError, CommandError, DroverError, HotplugError, MonitorError
+from ..errors import ArgumentError, CommandError, DroverError, HotplugError, MonitorError, NotSupported
 from ..monitor.connection import QmpConnection
-from .changes import CHANGES, finish_change
-from .kinds import KINDS, MEMORY, Kind
+from ..ops.unplug import UNPLUG_TIMEOUT
+from .changes import BACKEND, CHANGES, UNPLUGGING, finish_change
+from .kinds import KINDS, MEMORY, NIC, Kind
 from .ledger import Ledger
 from .record import Device, Runtime, runtime_of
 from .spec import Spec, completed, dump, parse
@@ -119,6 +120,27 @@ def settle(ledger: Ledger, vm: QmpConnection, error: Exception | None = None) ->
         error.add_note(f"what became of it is not known yet: {failure}")
     if error is not None:
         raise error
+
+
+def mend_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
+    """Finish what somebody else began who is no more. See :func:`finish_plugs`.
+
+    The guest may just be letting go of a device, or was not asked yet: it is asked once more, and waited for.
+    """
+    pending, notices = ledger.document.pending, list[str]()
+    operation = pending.operation if pending else ""
+    removal = KINDS.get(operation.removeprefix(_REMOVE)) if operation.startswith(_REMOVE) else None
+    if operation == BACKEND and pending is not None and pending.step == UNPLUGGING:
+        removal = NIC
+    if removal is not None and pending is not None:
+        name = str(pending.arguments["id"])
+        try:
+            if name in vm.query_devices():
+                removal.unplug(vm, name, UNPLUG_TIMEOUT)
+        except (CommandError, HotplugError, NotSupported) as error:
+            notices.append(f"{name} is still plugged in: {error}")
+            runtime_of(ledger.document).devices[name].stays = operation == BACKEND
+    return [*notices, *finish_plugs(ledger, vm)]
 
 
 def finish_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:

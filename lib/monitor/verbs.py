@@ -20,6 +20,7 @@ from ..ops import (
     display,
     events,
     exports,
+    fdset,
     inventory,
     jobs,
     leftovers,
@@ -224,6 +225,7 @@ class Verbs:
     change_medium = verb(cdrom.change_medium)
     eject_medium = verb(cdrom.eject_medium)
     unplug = verb(unplug.unplug)
+    remove_fdsets = verb(fdset.remove_fdsets)
     remove_leftovers = verb(leftovers.remove_leftovers)
 
     get_migration_capabilities = verb(migration_settings.get_migration_capabilities)

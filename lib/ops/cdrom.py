@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ..errors import HotplugError, MonitorTimeout, TrayLocked
 from .chain import Layer
+from .fdset import remove_fdsets
 from .inventory import query_block
 from .nodes import remove_chain
 from .port import Port
@@ -139,6 +140,7 @@ async def tidy_cdrom(port: Port, id: str) -> CdDrive:
     for name in (id, _next(id)):
         if name != drive.node:
             await remove_medium(port, name)
+    await remove_fdsets(port, [id, _next(id)])
     return drive
 
 

@@ -1,7 +1,9 @@
 """A descriptor of ours goes to QEMU, which names it ``/dev/fdset/N`` where it takes a file name."""
 
 import os
+from collections.abc import Collection
 
+from .port import Port
 from .undo import Revert, Undo
 
 
@@ -40,3 +42,14 @@ async def add_fd(undo: Undo, held: Held, id: str) -> int:
     held.close()
     fdset: int = added["fdset-id"]
     return fdset
+
+
+async def remove_fdsets(port: Port, ids: Collection[str]) -> None:
+    """Have QEMU close the sets of descriptors that are there for these devices; what has opened one keeps its copy.
+
+    A set that was given on the command line stays otherwise, and with it the image open when its disk has gone.
+    """
+    marks = set(map(opaque_of, ids))
+    for fdset in await port.execute("query-fdsets"):
+        if any(fd.get("opaque") in marks for fd in fdset["fds"]):
+            await port.execute("remove-fd", {"fdset-id": fdset["fdset-id"]})

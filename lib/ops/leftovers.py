@@ -1,7 +1,7 @@
 """What a hot plug or unplug that was cut off has left in QEMU, found by the names that ours always have."""
 
 from ..errors import CommandError, HotplugError
-from .fdset import opaque_of
+from .fdset import remove_fdsets
 from .inventory import has_device
 from .port import Port
 from .storage import find_top, remove_nodes
@@ -17,9 +17,7 @@ async def remove_leftovers(port: Port, id: str, *, queues: int = 0) -> None:
     if await has_device(port, id):
         raise HotplugError(id, "it is plugged in, so what it stands on stays")
     await remove_nodes(port, id, await find_top(port, id))
-    for fdset in await port.execute("query-fdsets"):
-        if any(fd.get("opaque") == opaque_of(id) for fd in fdset["fds"]):
-            await port.execute("remove-fd", {"fdset-id": fdset["fdset-id"]})
+    await remove_fdsets(port, [id])
     names = [f"{id}.{kind}{number}" for number in range(queues) for kind in ("fds", "vhostfds")]
     commands = [("netdev_del", {"id": id})] if queues else []
     for command, arguments in [*commands, *(("closefd", {"fdname": name}) for name in names)]:

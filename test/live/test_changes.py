@@ -1,7 +1,7 @@
 """Changes of an instance that runs, but for disks and cards that come and go: in guest, QEMU and document at once."""
 
 import os
-import subprocess
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from drover.kvm.record import Runtime
 from drover.kvm.spec import Throttle, parse
 from drover.kvm.taps import open_tap
 from instances import SHELL, VERSIONS, Guest, agree, bare, bootable, temporary_node
+from netns import ip, own_network
 
 MIB = 1 << 20
 BRIDGES = ("drtest0", "drtest1")
@@ -32,13 +33,17 @@ def version(request: pytest.FixtureRequest) -> str:
     return found
 
 
+@pytest.fixture(autouse=True)
+def network() -> Iterator[None]:
+    with own_network():
+        yield
+
+
 @pytest.fixture
-def bridges() -> Iterator[tuple[str, str]]:
+def bridges() -> tuple[str, str]:
     for name in BRIDGES:
-        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
-    yield BRIDGES
-    for name in BRIDGES:
-        subprocess.run(["ip", "link", "delete", name], check=True)
+        ip(f"link add {name} type bridge")
+    return BRIDGES
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def monitor(vm: Instance) -> QmpConnection:
 
 
 def port_of(bridge: str) -> set[str]:
-    return set(os.listdir(f"/sys/class/net/{bridge}/brif"))
+    return {line.split()[0] for line in ip(f"-brief link show master {bridge}").splitlines()}
 
 
 def wait_for_memory(guest: Guest, size: int) -> None:
@@ -249,4 +254,4 @@ def test_card_on_a_tap_of_ones_own(node: Node, version: str) -> None:
         vm.add_nic(id="b", mode="fd", fds=two.fds)
         assert {"a", "b"} <= runtime(vm).devices.keys()
         vm.kill()
-        assert {"drown0", "drown1"} <= set(os.listdir("/sys/class/net"))
+        assert {"drown0", "drown1"} <= {name for _, name in socket.if_nameindex()}

@@ -447,5 +447,5 @@ def test_tls_wire_owes_the_last_byte_until_all_has_left(server: ssl.SSLContext, 
         monitor.send(message[count:])
         assert monitor.recv() == b"bye"
         assert monitor.recv() == b"", "the peer's goodbye is the end, though its socket is open"
-        thread.join(10)
+    thread.join(10)  # it waits for ours
     assert got == message
