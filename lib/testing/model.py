@@ -173,6 +173,9 @@ class QemuModel:
         del self.fdsets[given["fdset-id"]]
         return {}
 
+    def _do_query_fdsets(self, _: Arguments) -> list[dict[str, Any]]:
+        return [{"fdset-id": number, "fds": [{"opaque": opaque}]} for number, opaque in self.fdsets.items()]
+
     # -- networks --------------------------------------------------------
 
     def _do_netdev_add(self, given: Arguments) -> Arguments:
