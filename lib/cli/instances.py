@@ -13,7 +13,7 @@ from drover.errors import ArgumentError, DroverError, SpecError
 from drover.kvm.condition import Condition
 from drover.kvm.instance import SHUTDOWN_TIMEOUT
 from drover.kvm.node import Node, Report
-from drover.kvm.record import Stop
+from drover.kvm.record import Document, Stop
 from drover.kvm.spec import Spec, dump, load
 
 
@@ -37,6 +37,14 @@ def told(stop: Stop) -> str:
     detail = f": {stop.detail}" if stop.detail else ""
     when = f" at {datetime.fromtimestamp(stop.at).astimezone():%Y-%m-%d %H:%M:%S}" if stop.at else ""
     return f"{stop.reason}{detail}{when}"
+
+
+def _restarts(document: Document) -> str:
+    """Whether it is to be started again, in words."""
+    if document.restart is None or not document.restart.due:
+        return ""
+    when = datetime.fromtimestamp(document.restart.at).astimezone()
+    return f"; to be started again by the watcher, at {when:%H:%M:%S}"
 
 
 @click.command
@@ -156,7 +164,7 @@ def _row(report: Report) -> dict[str, Any]:
     spec = runtime.spec if runtime else document.spec
     detail = report.condition.detail
     if runtime is None and document.last_stop is not None:
-        detail = told(document.last_stop)
+        detail = told(document.last_stop) + _restarts(document)
     pid = runtime.pid if runtime else ""
     known = {"pid": pid, "vcpus": spec.cpu.count, "memory_mib": spec.memory.size >> 20, "detail": detail}
     return {"name": report.name, "state": str(report.condition.state)} | known
@@ -190,7 +198,7 @@ def _facts(condition: Condition) -> dict[str, Any]:
         facts |= {"machine": runtime.machine, "accelerator": runtime.accelerator, "notice": runtime.notice}
         facts |= {"user": runtime.uid, "devices": ", ".join(runtime.devices)}
     if document.last_stop is not None:
-        facts["last stop"] = told(document.last_stop)
+        facts["last stop"] = told(document.last_stop) + _restarts(document)
     if document.pending is not None:
         facts["unfinished"] = document.pending.operation
     return facts

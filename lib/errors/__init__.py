@@ -40,6 +40,7 @@
     |  +- WrongState               it runs, and should not, or the other way round
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
+    +- WatcherRuns                 the instances are watched already, by somebody else
     +- ImageError                  an image could not be made; nothing of it is left
     |  +- ImageSlow                ... in time; also a TimeoutError
     +- ProcessError                a QEMU, or another program, as a process of this host
@@ -90,6 +91,7 @@ from .node import (
     ScriptSlow,
     SpawnFailed,
     StartFailed,
+    WatcherRuns,
     WrongState,
 )
 
@@ -133,6 +135,7 @@ __all__ = [
     "WrongState",
     "StartFailed",
     "RecordError",
+    "WatcherRuns",
     "ImageError",
     "ImageSlow",
     "ProcessError",

@@ -112,6 +112,17 @@ class ImageSlow(ImageError, TimeoutError):
         self.timeout = timeout
 
 
+class WatcherRuns(DroverError):
+    """The instances of this host are watched already, and two watchers would get into each other's way.
+
+    :ivar holder: the watcher
+    """
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(f"the instances are watched already: {holder}")
+        self.holder = holder
+
+
 class ProcessError(DroverError):
     """Something is wrong with a program that we run beside us, as a process."""
 

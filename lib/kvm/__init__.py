@@ -3,6 +3,7 @@
 - :mod:`.node`  all of them: made, found, renamed, removed, adopted after a restart of ours
 - :mod:`.instance`  one: its life, by way of :mod:`.launch`, :mod:`.mend`, :mod:`.ending`; :mod:`.condition`  how it is
 - :mod:`.boot`  all of them in their order, at the host's boot and shutdown
+- :mod:`.watch`  watches them, by a :mod:`.follow` for each that runs, and :mod:`.restart` says what is to run again
 - :mod:`.host`  what the host lends them
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line

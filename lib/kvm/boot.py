@@ -19,6 +19,7 @@ from .host import Host
 from .instance import Instance
 from .lock import LOCK_TIMEOUT
 from .record import Document, Stop, load
+from .restart import is_due
 
 # Seconds for a QEMU to say what it does. One that is silent runs, which is all that is asked.
 _LOOK: Final = 2.0
@@ -71,7 +72,9 @@ def start_all(host: Host, names: Sequence[str], tell: Tell) -> list[Outcome]:
 
 
 def stop_all(host: Host, names: Sequence[str], timeout: float, tell: Tell) -> list[Outcome]:
-    """Shut down all that run: the highest order first, those of one order at once, the next order when they are done.
+    """Shut down all that run, or are about to again.
+
+    The highest order comes first, those of one order at once, the next order when they are done.
 
     :param names: of all instances
     :param timeout: seconds for each guest; one that has not shut down by then is ended as if the plug was pulled
@@ -86,7 +89,7 @@ def stop_all(host: Host, names: Sequence[str], timeout: float, tell: Tell) -> li
         instance = Instance(host, document.spec.name, lock_timeout=max(LOCK_TIMEOUT, timeout))
         return _timed(instance, document, lambda instance, outcome: _stop(instance, outcome, timeout))
 
-    running = [it for it in documents if it.runtime is not None]
+    running = [it for it in documents if it.runtime is not None or is_due(it, host.boot_id)]
     running.sort(key=lambda it: it.spec.autostart_order, reverse=True)
     for _, group in groupby(running, key=lambda it: it.spec.autostart_order):
         together = list(group)

@@ -12,6 +12,7 @@ from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
 from .record import Document
+from .sockets import dial
 
 # Seconds that a look waits for the end of a QEMU that has closed its monitors.
 _ENDING: Final = 1.0
@@ -82,7 +83,7 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
         return condition
     with process:
         try:
-            with QmpConnection(ledger.paths.socket("control"), timeout=timeout) as vm:
+            with dial(ledger.paths.socket("control"), timeout) as vm:
                 condition.state, condition.detail = state_of(vm)
         except MonitorError as error:
             condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE
@@ -95,12 +96,16 @@ def state_of(vm: QmpConnection) -> tuple[State, str]:
     status = vm.query_status().status
     state = _STATES.get(status, State.PAUSED)
     if state is State.IO_ERROR:
-        failed = [_name(device) for device in vm.query_block() if device.get("io-status", "ok") != "ok"]
-        return state, ", ".join(failed)
+        return state, ", ".join(f"{name}: {problem}" for name, problem in failed_disks(vm).items())
     return state, "" if status == state else status
 
 
+def failed_disks(vm: QmpConnection) -> dict[str, str]:
+    """The disks whose storage has failed, by id: ``nospace``, or ``failed``."""
+    statuses = {_name(device): str(device.get("io-status", "ok")) for device in vm.query_block()}
+    return {name: status for name, status in statuses.items() if status != "ok"}
+
+
 def _name(device: Mapping[str, Any]) -> str:
-    """A disk's id, from the QOM path that QEMU tells, and what its storage lacks."""
-    name = str(device.get("qdev") or device["device"]).removeprefix("/machine/peripheral/").partition("/")[0]
-    return f"{name}: {device['io-status']}"
+    """A disk's id, from the QOM path that QEMU tells."""
+    return str(device.get("qdev") or device["device"]).removeprefix("/machine/peripheral/").partition("/")[0]

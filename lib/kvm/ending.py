@@ -18,6 +18,7 @@ from .keeper import read_status
 from .ledger import Ledger
 from .process import STATUS_TIMEOUT, Process
 from .record import Runtime, Stop
+from .restart import restart_after
 from .spec import Nic
 from .tpm import end_tpm
 
@@ -97,6 +98,8 @@ def end_process(host: Host, ledger: Ledger, *, grace: float = 0.0) -> None:
 def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
     """Write down the end of a run whose QEMU is gone, when all that belonged to it has gone, too.
 
+    In the same write: whether it is to be started again.
+
     :returns: what could not be tidied up, in words
     """
     notices = _release(host, ledger)
@@ -105,6 +108,7 @@ def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
     if document.runtime is not None and document.runtime.pid:
         devices = document.runtime.devices.items()
         document.places = {name: (device.bus, device.addr) for name, device in devices if device.bus}
+    document.restart = restart_after(document, stop, host.boot_id)
     document.last_stop, document.runtime = stop, None
     ledger.commit()
     return notices

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 
-from ..errors import ConnectionClosed, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
+from ..errors import ConnectionClosed, DroverError, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
 from ..monitor.connection import QmpConnection
 from . import launch
 from .condition import Condition, State, look, state_of
@@ -21,6 +21,7 @@ from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
 from .mend import collect, mend
 from .record import Stop, load
+from .restart import is_due, later
 
 # Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.
 SHUTDOWN_TIMEOUT: Final = 60.0
@@ -79,7 +80,7 @@ class Instance(Devices):
             return launch.start(self.host, ledger, paused=paused, fds=fds)
 
     def stop(self, *, timeout: float = SHUTDOWN_TIMEOUT, force: bool = True) -> Stop:
-        """Have the guest shut down by its power button, then end QEMU; nothing if it does not run.
+        """Have the guest shut down by its power button, then end QEMU; if it does not run, it stays so.
 
         :param timeout: seconds for the guest
         :param force: end it after that as if the plug was pulled
@@ -88,7 +89,8 @@ class Instance(Devices):
         """
         with self._opened("stop", patient=False) as ledger:
             if ledger.document.runtime is None:
-                return _last(ledger)
+                return _stay(ledger)
+            ledger.document.runtime.asked = time.time()
             ledger.begin("stop")
             if self._shut_down(ledger, timeout):
                 return _last(ledger)
@@ -98,13 +100,13 @@ class Instance(Devices):
             return self._kill(ledger, f"forced: the guest had not shut down within {timeout:g} s")
 
     def kill(self) -> Stop:
-        """End it at once, as if the plug was pulled; nothing if it does not run.
+        """End it at once, as if the plug was pulled; if it does not run, it stays so.
 
         :raises ProcessStuck: it sits in the kernel; it will end, and never run again
         """
         with self._opened("kill", patient=False) as ledger:
             if ledger.document.runtime is None:
-                return _last(ledger)
+                return _stay(ledger)
             ledger.begin("kill")
             return self._kill(ledger, "killed")
 
@@ -126,7 +128,8 @@ class Instance(Devices):
 
     def pause(self) -> None:
         """Let the guest stand still; nothing if it does."""
-        with self._running("pause") as (_, vm):
+        with self._running("pause") as (ledger, vm):
+            self._want(ledger, paused=True)
             vm.stop()
 
     def resume(self) -> None:
@@ -136,9 +139,38 @@ class Instance(Devices):
         """
         with self._running("resume") as (ledger, vm):
             vm.cont()
-            if ledger.document.runtime is not None and ledger.document.runtime.paused:
-                ledger.document.runtime.paused = False
-                ledger.save()
+            self._want(ledger, paused=False)
+
+    def go_on(self) -> bool:
+        """Let a guest run on that waits for storage; not one that somebody paused meanwhile.
+
+        :returns: whether it was let to
+        :raises CommandError: QEMU cannot let it run
+        """
+        with self._running("go-on") as (ledger, vm):
+            runtime = ledger.document.runtime
+            if runtime is None or runtime.paused or state_of(vm)[0] is not State.IO_ERROR:
+                return False
+            vm.cont()
+            return True
+
+    def restart_due(self) -> list[str] | None:
+        """Start it again after its run ended by itself, if that is due still.
+
+        :returns: notices, as of :meth:`start`; None where it is not due, for it runs or somebody wants it to stay
+        :raises StartFailed: QEMU did not come up; it will be due again, later
+        """
+        with self._opened("restart") as ledger:
+            due = ledger.document.restart
+            if due is None or not is_due(ledger.document, self.host.boot_id):
+                return None
+            try:
+                return launch.start(self.host, ledger, again=True)
+            except (DroverError, OSError):
+                if ledger.document.restart is due:  # it did not even begin
+                    ledger.document.restart = later(due, time.time())
+                    ledger.save()
+                raise
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -163,6 +195,13 @@ class Instance(Devices):
                 raise WrongState(self.name, State.STOPPED, State.RUNNING)
             with QmpConnection(ledger.paths.socket("control"), timeout=ANSWER_TIMEOUT) as vm:
                 yield ledger, vm
+
+    @staticmethod
+    def _want(ledger: Ledger, *, paused: bool) -> None:
+        """Write down what somebody wants: in some states QEMU does not remember it."""
+        if ledger.document.runtime is not None and ledger.document.runtime.paused != paused:
+            ledger.document.runtime.paused = paused
+            ledger.save()
 
     def _shut_down(self, ledger: Ledger, timeout: float) -> bool:
         """Press the power button until the guest has shut down, and conclude its run. False: it has not in time."""
@@ -190,6 +229,14 @@ class Instance(Devices):
         end_process(self.host, ledger)
         conclude(self.host, ledger, Stop(reason="request", at=time.time(), detail=detail, forced=True))
         return _last(ledger)
+
+
+def _stay(ledger: Ledger) -> Stop:
+    """It does not run, and is not to be started again."""
+    if ledger.document.restart is not None:
+        ledger.document.restart = None
+        ledger.save()
+    return _last(ledger)
 
 
 def _last(ledger: Ledger) -> Stop:

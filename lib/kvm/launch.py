@@ -8,6 +8,7 @@ unfinished start has never run its guest.
 
 import os
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,11 +45,14 @@ Taps = Mapping[str, Sequence[int]]
 GREETING_TIMEOUT: Final = 60.0
 
 
-def start(host: Host, ledger: Ledger, *, paused: bool = False, fds: Taps = MappingProxyType({})) -> list[str]:
+def start(
+    host: Host, ledger: Ledger, *, paused: bool = False, fds: Taps = MappingProxyType({}), again: bool = False
+) -> list[str]:
     """Start an instance that does not run. All happens, or nothing of it stays.
 
     :param paused: do not let the guest run yet
     :param fds: for each NIC of mode ``fd``, by its id, descriptors of its tap; they stay yours to close
+    :param again: because of its restart policy
     :returns: notices, in words: what the host lacks and the machine does without
     :raises StartFailed: QEMU did not come up
     :raises DroverError: what it needs is not there
@@ -57,7 +61,9 @@ def start(host: Host, ledger: Ledger, *, paused: bool = False, fds: Taps = Mappi
     document = ledger.document
     binary = host.binary(document.spec.emulator)
     runtime = _plan(host, ledger, binary)
-    document.generation, document.runtime = runtime.generation, runtime
+    document.generation, document.runtime, runtime.paused = runtime.generation, runtime, paused
+    begun = document.restart if again else None
+    document.restart = begun and structs.replace(begun, due=False, at=time.time())
     ledger.begin("start", paused=paused)
     try:
         notices = _make(host, ledger, binary, runtime, fds)

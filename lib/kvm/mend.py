@@ -3,6 +3,7 @@
 Whoever takes an instance's lock to change it comes by here first, so nothing has to be remembered between two calls.
 """
 
+import time
 from typing import Final
 
 from ..errors import MonitorError
@@ -16,9 +17,12 @@ from .ledger import Ledger
 from .plugs import mend_plugs
 from .process import STATUS_TIMEOUT
 from .record import Stop
+from .sockets import dial
 
 # Seconds from the end of its monitors to its own: it frees the guest's memory, some 0.1 s a GiB.
 QUIT_GRACE: Final = 30.0
+# Seconds after a press of the power button in which a guest's shutdown is its answer: some install updates first.
+_ASKED: Final = 600.0
 ENDED_BY_GUEST: Final = {State.SHUTDOWN: "guest-shutdown", State.PANICKED: "panic"}
 
 
@@ -37,7 +41,7 @@ def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
         return _ended(host, ledger)
     with process:
         try:
-            with QmpConnection(ledger.paths.socket("control"), timeout=timeout) as vm:
+            with dial(ledger.paths.socket("control"), timeout) as vm:
                 state, _ = state_of(vm)
                 if state in ENDED_BY_GUEST:
                     return collect(host, ledger, vm, state)
@@ -50,8 +54,10 @@ def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
 
 def collect(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
     """End a QEMU whose guest has come to its end, and write down how."""
-    pending = ledger.document.pending
+    pending, runtime = ledger.document.pending, ledger.document.runtime
     asked = pending is not None and pending.operation == "stop"
+    if state is State.SHUTDOWN and runtime is not None:
+        asked = asked or time.time() - runtime.asked < _ASKED
     stop = Stop(reason="request" if asked else ENDED_BY_GUEST[state], at=0, detail="the guest shut down")
     if state is State.PANICKED:
         stop.detail = "the guest panicked"

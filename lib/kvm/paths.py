@@ -99,6 +99,11 @@ class Paths:
         return self.state / "cache"
 
     @property
+    def runs(self) -> Path:
+        """A folder for each instance that runs."""
+        return self.run / "instances"
+
+    @property
     def locks(self) -> Path:
         """A lock for each instance's name."""
         return self.run / "locks"
@@ -118,7 +123,7 @@ class Paths:
         :raises ArgumentError: no instance can bear this name, or its sockets' paths would be too long
         """
         check_name(name)
-        paths = InstancePaths(name, self.instances / name, self.run / "instances" / name, self.run / "qemu" / name)
+        paths = InstancePaths(name, self.instances / name, self.runs / name, self.run / "qemu" / name)
         longest = paths.socket("control")
         if len(os.fsencode(longest)) > _SOCKET_PATH:
             raise ArgumentError("name", name, f"shorter: a socket's path has {_SOCKET_PATH} bytes at most: {longest}")

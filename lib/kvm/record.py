@@ -67,7 +67,8 @@ class Runtime(Struct, kw_only=True, omit_defaults=True):
     :ivar cgroup: the folder of its control group; empty where it has none
     :ivar devices: by id
     :ivar tpm_pid: of the TPM's emulator, with `tpm_start_time`
-    :ivar paused: it was started without letting the guest run
+    :ivar paused: somebody wants the guest to stand still
+    :ivar asked: Unix time when its power button was pressed by us
     """
 
     generation: int
@@ -87,6 +88,7 @@ class Runtime(Struct, kw_only=True, omit_defaults=True):
     tpm_pid: int = 0
     tpm_start_time: int = 0
     paused: bool = False
+    asked: float = 0.0
 
 
 class Stop(Struct, kw_only=True, omit_defaults=True):
@@ -110,6 +112,21 @@ class Stop(Struct, kw_only=True, omit_defaults=True):
     forced: bool = False
 
 
+class Restart(Struct, kw_only=True, omit_defaults=True):
+    """A start after a run that has ended by itself.
+
+    :ivar count: how many there were in a row, with this one
+    :ivar at: Unix time when it is due, or was begun
+    :ivar due: it has not begun
+    :ivar boot_id: the host's boot in which the run ended: it is due in no other one
+    """
+
+    count: int = 0
+    at: float = 0.0
+    due: bool = False
+    boot_id: str = ""
+
+
 class Document(Struct, kw_only=True, omit_defaults=True):
     """Everything that is kept of one instance.
 
@@ -120,6 +137,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     :ivar runtime: None while it does not run
     :ivar pending: the change that is under way
     :ivar last_stop: how the last run ended
+    :ivar restart: the start again that is due, or what runs came of; None where somebody started it
     """
 
     schema: int = field(default=SCHEMA)
@@ -130,6 +148,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     runtime: Runtime | None = None
     pending: Intent | None = None
     last_stop: Stop | None = None
+    restart: Restart | None = None
 
 
 def runtime_of(document: Document) -> Runtime:

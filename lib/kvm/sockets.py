@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
+from ..errors import ConnectError
+from ..monitor.connection import QmpConnection
+
 # A monitor serves one client; a second one waits here until the first has gone.
 _BACKLOG: Final = 8
 
@@ -55,3 +58,25 @@ class Listeners:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def dial(path: Path, timeout: float) -> QmpConnection:
+    """A connection to a QEMU that was seen running, not yet greeted.
+
+    Where nobody listens any more it is on its way out: unlike that of a QEMU that is still to come, this is not waited
+    for.
+
+    :param timeout: seconds for each answer
+    :raises ConnectError: nobody listens
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        sock.connect(str(path))
+    except BlockingIOError:  # others wait in the queue: QEMU is busy, or hangs
+        sock.close()
+        return QmpConnection(path, timeout=timeout)
+    except OSError as error:
+        sock.close()
+        raise ConnectError(str(path), f"QEMU does not listen any more ({error.strerror})") from error
+    return QmpConnection(sock, timeout=timeout)

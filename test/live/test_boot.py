@@ -104,6 +104,20 @@ def test_deaf_ones_at_once(node: Node) -> None:
     assert min(it.seconds for it in outcomes) >= 2
 
 
+def test_restart_that_is_due(node: Node) -> None:
+    """It is called off: the host is on its way down."""
+    vm = create(node, bare("7.2"), restart="on-failure")
+    vm.start()
+    os.kill(pid_of(vm), signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while vm.show().state is not State.ENDED:
+        assert time.monotonic() < deadline
+    vm.mend()
+    assert vm.show().document.restart is not None
+    assert short(node.stop_all()) == [("vm", "stopped")]
+    assert vm.show().document.restart is None
+
+
 @pytest.mark.slow
 def test_hung_one(node: Node) -> None:
     """A QEMU that does not answer is ended, and a guest of its order shuts down meanwhile."""
