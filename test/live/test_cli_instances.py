@@ -121,3 +121,48 @@ def test_console(host: Host) -> None:
     assert state(host, "vm") == "shutdown"
     assert "the guest shut down" in host("adopt")
     assert json.loads(host("show", "vm", "-o", "json"))["last stop"].startswith("guest-shutdown")
+
+
+# All of it is imported before the rights are dropped: an ordinary user may not be let into where the tests lie.
+AS_SOMEBODY = """
+import importlib, os, pkgutil, sys
+import drover.cli, drover.kvm
+for package in (drover.cli, drover.kvm):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+from drover.cli.main import main
+os.setgroups([]), os.setgid(64195), os.setuid(64195)
+main()
+"""
+
+
+class SomebodysHost(Host):
+    """The same for a user who has no rights."""
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Type a command."""
+        env = {"HOME": str(self.top), "XDG_RUNTIME_DIR": str(self.top), "PYTHONPATH": self.env["PYTHONPATH"]}
+        words = (sys.executable, "-c", AS_SOMEBODY, *words)
+        env["PATH"] = os.environ["PATH"]
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_an_ordinary_user() -> None:
+    """Has machines of his own, in folders of his own, and is told what they lack."""
+    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")))
+    os.chown(host.top, 64195, 64195)
+    file = host.write(bare("7.2", nics=[{"mode": "user"}]))
+    os.chmod(file, 0o644)
+    host("create", file)
+    done = host.run("start", "vm")
+    assert done.returncode == 0, done.stderr
+    assert "control group" in done.stderr
+    shown = json.loads(host("show", "vm", "-o", "json"))
+    assert shown["state"] == "running"
+    assert os.stat(f"/proc/{shown['pid']}").st_uid == 64195
+    refused = host.run("add-nic", "vm", "--mode", "bridge", "--link", "lo")
+    assert (refused.returncode, "CAP_NET_ADMIN" in refused.stderr) == (1, True), refused.stderr
+    host("add-nic", "vm", "--mode", "user")
+    assert "killed" in host("kill", "vm")
+    host("delete", "vm")
+    shutil.rmtree(host.top)
