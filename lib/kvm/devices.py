@@ -92,11 +92,11 @@ class Devices(ABC):
         :raises ArgumentError: there is no such drive
         """
         with self._running("change-medium") as (ledger, vm):
-            plugs.known(ledger, id, DISK.name)
+            drives = [disk.id for disk in runtime_of(ledger.document).spec.disks if disk.cdrom]
+            if id not in drives:
+                raise ArgumentError("id", id, f"one of its CD drives: {', '.join(drives) or 'none'}")
             fields = {"source": source, "format": format if source else None, "backing": None}
             disk: Disk = plugs.another(ledger, "disks", id, fields)
-            if not disk.cdrom:
-                raise ArgumentError("id", id, "a CD drive of the instance")
             node = vm.tidy_cdrom(id).node
             plugs.change(ledger, vm, changes.MEDIUM, id=id, disk=disk, force=force, timeout=timeout, node=node)
 

@@ -85,6 +85,46 @@ def test_a_life(host: Host) -> None:
     assert json.loads(host("show", "other", "-o", "json"))["last stop"].startswith("request: forced")
 
 
+def test_changes(host: Host) -> None:
+    """Each verb for a machine that runs, with what it answers to programs."""
+    drive = {"id": "cd", "kind": "cdrom"}
+    memory = {"size": "64MiB", "max": "1GiB", "slots": 2}
+    document = bare("10.0", disks=[drive], memory=memory, machine={"usb": True}, nics=[{"id": "n"}], cpu={"max": 2})
+    host("create", host.write(document))
+    host("start", "vm")
+    image = host.top / "d.raw"
+    image.write_bytes(bytes(1 << 20))
+    host("add-disk", "vm", str(image), "--format", "raw", "--id", "d", "--cache", "writeback", "--iothread", "io")
+    expected: list[tuple[str, dict[str, object]]] = [
+        ("resize-disk vm d 2MiB", {"id": "d", "size": 2 << 20}),
+        ("set-throttle vm d iops_total=500", {"throttle": {"iops_total": 500}}),
+        ("change-medium vm cd " + str(image.with_suffix(".iso")), {"source": str(image.with_suffix(".iso"))}),
+        ("set-link vm n down", {"state": "down"}),
+        ("add-usb vm --type mouse", {"id": "usb1"}),
+        ("remove-usb vm usb1", {"id": "usb1"}),
+        ("add-memory vm 128MiB", {"id": "dimm0", "size": 128 << 20}),
+        ("add-memory vm 256MiB --type virtio-mem", {"id": "vmem0"}),
+        ("set-vcpus vm 2 --even-under-tcg", {"count": 2}),
+    ]
+    image.with_suffix(".iso").write_bytes(bytes(1 << 20))
+    for words, told in expected:
+        answer = json.loads(host(*words.split(), "-o", "json"))
+        assert answer | told == answer, words
+    for words, text in (
+        ("resize-disk vm d 1MiB", "at least the 2097152 bytes"),
+        ("resize-disk vm d 1MB", "'1MB' is no size"),
+        ("set-throttle vm d iops=1", "disks[1].throttle.iops: there is no such field"),
+        ("change-medium vm d", "one of its CD drives: cd"),
+        ("add-vfio vm 0000:00:1f.7", "vfio"),
+        ("set-vcpus vm 3", "1 to 2"),
+        ("remove-memory vm nosuch", "one of its memory devices: dimm0, vmem0"),
+    ):
+        done = host.run(*words.split())
+        assert done.returncode, words
+        assert text in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_what_goes_wrong(host: Host) -> None:
     broken = host.top / "broken.toml"
     broken.write_text('name = "a b"\n[memory]\nsizes = 3\n')
