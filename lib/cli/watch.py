@@ -20,8 +20,9 @@ def watch(output: str) -> None:
     """Watch all instances of this host, until Ctrl-C or SIGTERM.
 
     Takes note of runs that end, starts instances again whose `restart` says so (after a second at first, then twice as
-    long each time, five minutes at most, until one has run for ten minutes), and lets guests run on that stood still
-    because their disk's file system was full. Whatever it does it prints, one line each, with -o json as an object.
+    long each time, five minutes at most, until one has run for ten minutes), lets guests run on that stood still
+    because their disk's file system was full, and keeps the logs of what runs short. Whatever it does it prints, one
+    line each, with -o json as an object.
 
     Exit status: 0 if it was asked to end, 1 if it could not watch, such as when somebody else does.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import DroverError, MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
-from . import net
+from . import logs, net
 from .cgroup import Cgroup
 from .host import Host
 from .keeper import read_status
@@ -34,7 +34,7 @@ def log_tail(ledger: Ledger) -> str:
         with ledger.paths.log.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _LOG_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = logs.of_last_run(file.read().decode(errors="replace")).splitlines()
     except FileNotFoundError:
         return ""
     return "\n".join(lines[-_LOG_LINES:])

@@ -135,6 +135,7 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         runtime.devices = {device.id: _device(device) for device in plan.devices}
         found, notices = _plug_nics(lent, runtime, taps)
         log = logs.opened(lent, paths.log)
+        logs.begin(log, runtime.generation)
         group, lacks = host.group(paths.name)
         runtime.uid = None if identity is None else identity.uid
         runtime.cgroup = "" if group is None else str(group.path)

@@ -16,6 +16,7 @@ from msgspec import Struct
 from ..errors import InstanceBusy, RecordError, WatcherRuns
 from .follow import Follower
 from .lock import locked
+from .logs import LIMIT, bound
 from .node import Node
 from .record import load
 from .restart import is_due
@@ -35,7 +36,8 @@ class Notice(Struct, kw_only=True):
     :ivar at: Unix time
     :ivar name: of the instance
     :ivar what: ``mended`` (a run's end was written down, or a change completed or undone), ``waiting`` (a restart is
-        due), ``restarted``, ``failed`` (a restart), ``io-error``, ``resumed``, ``trouble``, ``well`` (that is over)
+        due), ``restarted``, ``failed`` (a restart), ``io-error``, ``resumed``, ``log`` (one was too long),
+        ``trouble``, ``well`` (that is over)
     :ivar text: in words
     """
 
@@ -56,11 +58,14 @@ class Watcher:
 
     :param node: whose instances
     :param tell: called with each thing that it does, by any thread, one at a time
+    :param log_limit: bytes of each log of a machine that runs; a log grows beyond for a second at most
     """
 
-    def __init__(self, node: Node, tell: Tell) -> None:
+    def __init__(self, node: Node, tell: Tell, *, log_limit: int = LIMIT) -> None:
         self._node = node
         self._tell = tell
+        self._log_limit = log_limit
+        self._logs_at = 0.0
         self._telling = threading.Lock()
         self._lock = threading.Lock()  # of the next two
         self._followers: dict[str, Follower] = {}
@@ -106,6 +111,23 @@ class Watcher:
         if time.monotonic() >= self._rescan_at:
             self._rescan()
             self._rescan_at = time.monotonic() + RESCAN
+        if time.monotonic() >= self._logs_at:
+            self._bound_logs()
+            self._logs_at = time.monotonic() + TICK
+
+    def _bound_logs(self) -> None:
+        """Keep the logs of all that run within their bounds: QEMU writes to them, and knows none."""
+        with self._lock:
+            followers = list(self._followers.values())
+        for follower in followers:
+            for path in (follower.paths.log, follower.paths.console_log):
+                try:
+                    if taken := bound(path, self._log_limit):
+                        self._say(
+                            follower.name, "log", f"{path.name} was too long: {taken} bytes of its middle are out"
+                        )
+                except OSError as error:
+                    self._say(follower.name, "trouble", f"{path.name} cannot be kept short: {error}")
 
     def _watch(self, manager: Any) -> None:
         folder = self._node.host.paths.runs

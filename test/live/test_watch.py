@@ -1,8 +1,10 @@
 """The watcher on real QEMUs: what ends is written down and started again, whoever died; nothing that was to stop is."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from drover import QmpConnection
 from drover.errors import InstanceTimeout, WatcherRuns
 from drover.kvm.condition import State
 from drover.kvm.instance import Instance
+from drover.kvm.logs import LIMIT
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.watch import Notice, Watcher
@@ -30,9 +33,9 @@ TOP = Path(__file__).resolve().parents[2]
 class Watching:
     """A watcher on a thread, and what it told."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, log_limit: int) -> None:
         self.told: list[Notice] = []
-        self.watcher = Watcher(node, self.hear)
+        self.watcher = Watcher(node, self.hear, log_limit=log_limit)
         self.thread = threading.Thread(target=self.watcher.run)
 
     def hear(self, notice: Notice) -> None:
@@ -54,8 +57,8 @@ class Watching:
 
 
 @contextlib.contextmanager
-def watching(node: Node) -> Iterator[Watching]:
-    it = Watching(node)
+def watching(node: Node, *, log_limit: int = LIMIT) -> Iterator[Watching]:
+    it = Watching(node, log_limit)
     it.thread.start()
     try:
         yield it
@@ -333,6 +336,54 @@ def test_command(node: Node) -> None:
                 assert "vm mended: its run has ended: crash, killed by SIGKILL" in lines[0]
                 program.terminate()
                 assert program.wait(10) == 0
+
+
+# -- logs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_guest_that_floods_its_console(node: Node, version: str) -> None:
+    """Its log stays short while it runs; how it began and what came last are there, and only the middle is not."""
+    limit = 256 << 10
+    vm = create(node, bootable(version))
+    log = node.host.paths.instance("vm").console_log
+    with watching(node, log_limit=limit) as it:
+        vm.start()
+        wait_for_shell(vm)
+        type_in(vm, 'i=0; while :; do i=$((i+1)); echo "line $i of a flood"; done')
+        longest, deadline = 0, time.monotonic() + 60
+        while it.words("vm").count("log") < 3:
+            assert time.monotonic() < deadline
+            longest = max([longest, *(path.stat().st_size for path in log.parent.glob("console.log*"))])
+            time.sleep(0.05)
+        assert vm.show().state is State.RUNNING
+        vm.kill()
+    assert longest < limit + (1 << 20)
+    head, mark, tail = log.read_bytes().partition(b"\n-- drover took out what was here")
+    assert b"This is Linux" in head
+    assert mark
+    newest = (log.with_name("console.log.1").read_bytes() + tail[tail.index(b"\n") + 1 :]).decode(errors="replace")
+    found = [int(number) for number in re.findall(r"\nline (\d+) of a flood\r", newest)]
+    told = [one for one, after in itertools.pairwise(found) if one + 1 != after]
+    assert len(found) > 1000
+    # the one place where the newest of the middle begins, behind the mark that was there before
+    assert len(told) <= 1
+    assert not told or found.index(told[0]) < 10
+
+
+def test_which_run_a_log_is_of(node: Node, version: str) -> None:
+    """What an earlier run said last is not taken for this one's."""
+    vm = create(node, bare(version))
+    for reason in ("host-signal", "request"):
+        vm.start()
+        if reason == "host-signal":
+            os.kill(pid_of(vm), signal.SIGTERM)
+        else:
+            with QmpConnection(node.host.paths.instance("vm").socket("people"), timeout=5) as people:
+                people.quit()
+        wait_for(lambda: vm.show().state is State.ENDED)
+        vm.mend()
+        assert reason_of(vm) == reason
 
 
 # -- storage that is full ----------------------------------------------------------------------------------------------
