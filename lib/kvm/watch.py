@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pyinotify
@@ -66,8 +67,9 @@ class Watcher:
         self._tell = tell
         self._log_limit = log_limit
         self._logs_at = 0.0
+        self._log_faults: dict[Path, int | None] = {}
         self._telling = threading.Lock()
-        self._lock = threading.Lock()  # of the next two
+        self._lock = threading.Lock()  # of the followers and who is to look again
         self._followers: dict[str, Follower] = {}
         self._again: set[str] = set()
         self._stopping = threading.Event()
@@ -122,12 +124,16 @@ class Watcher:
         for follower in followers:
             for path in (follower.paths.log, follower.paths.console_log):
                 try:
-                    if taken := bound(path, self._log_limit):
+                    taken = bound(path, self._log_limit)
+                    self._log_faults.pop(path, None)
+                    if taken:
                         self._say(
                             follower.name, "log", f"{path.name} was too long: {taken} bytes of its middle are out"
                         )
                 except OSError as error:
-                    self._say(follower.name, "trouble", f"{path.name} cannot be kept short: {error}")
+                    if self._log_faults.get(path) != error.errno:  # once, and not every second
+                        self._say(follower.name, "trouble", f"{path.name} cannot be kept short: {error}")
+                    self._log_faults[path] = error.errno
 
     def _watch(self, manager: Any) -> None:
         folder = self._node.host.paths.runs

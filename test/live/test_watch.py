@@ -371,6 +371,23 @@ def test_guest_that_floods_its_console(node: Node, version: str) -> None:
     assert not told or found.index(told[0]) < 10
 
 
+@pytest.mark.slow
+def test_log_that_cannot_be_cut(node: Node) -> None:
+    """It is told once, however often it is tried, and the watcher goes on."""
+    vm = create(node, bare("10.0"), restart="on-failure")
+    with watching(node) as it:
+        vm.start()
+        log = node.host.paths.instance("vm").console_log
+        log.unlink(missing_ok=True)
+        log.symlink_to("/nowhere")
+        it.wait("vm", "trouble")
+        time.sleep(2.2)
+        os.kill(pid_of(vm), signal.SIGKILL)
+        it.wait("vm", "mended")
+        assert it.words("vm").count("trouble") == 1
+        vm.kill()
+
+
 def test_which_run_a_log_is_of(node: Node, version: str) -> None:
     """What an earlier run said last is not taken for this one's."""
     vm = create(node, bare(version))
