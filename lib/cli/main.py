@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import click
 
@@ -101,11 +102,19 @@ def group() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `drover` with these arguments (those of the process unless given), and exit the process.
 
-    A `DroverError` is told in one line on standard error, exit status 1; anything else is a fault of ours and
-    keeps its traceback.
+    A `DroverError` is told in one line on standard error, exit status 1, and so is what the system says of a file;
+    anything else is a fault of ours and keeps its traceback.
     """
     try:
         group.main(args=arguments, prog_name="drover")
     except DroverError as error:
-        click.echo(f"drover: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"drover: {' '.join(text.split())}", err=True)
+    sys.exit(1)

@@ -6,7 +6,7 @@ each has its deadline. One instance's lock never keeps another one waiting.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Final
 
@@ -19,7 +19,7 @@ from .ending import conclude, end_process
 from .host import Host
 from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
-from .mend import collect, mend
+from .mend import attach, collect, mend
 from .record import Stop, load
 from .restart import is_due, later
 
@@ -190,11 +190,11 @@ class Instance(Devices):
 
     @contextmanager
     def _running(self, operation: str) -> Iterator[tuple[Ledger, QmpConnection]]:
-        with self._opened(operation) as ledger:
-            if ledger.document.runtime is None:
+        with opened(self.host.paths, self.name, operation, self.lock_timeout) as ledger, ExitStack() as stack:
+            _, vm = attach(self.host, ledger, ANSWER_TIMEOUT, stack)
+            if vm is None:
                 raise WrongState(self.name, State.STOPPED, State.RUNNING)
-            with QmpConnection(ledger.paths.socket("control"), timeout=ANSWER_TIMEOUT) as vm:
-                yield ledger, vm
+            yield ledger, vm
 
     @staticmethod
     def _want(ledger: Ledger, *, paused: bool) -> None:

@@ -4,6 +4,7 @@ Whoever takes an instance's lock to change it comes by here first, so nothing ha
 """
 
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from ..errors import MonitorError
@@ -33,23 +34,38 @@ def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
     :returns: what was done, in words
     :raises MonitorError: QEMU is there and does not answer; the document is as it was
     """
-    document = ledger.document
-    if document.runtime is None:
-        return _forget(ledger)
+    with ExitStack() as stack:
+        return attach(host, ledger, timeout, stack)[0]
+
+
+def attach(host: Host, ledger: Ledger, timeout: float, stack: ExitStack) -> tuple[list[str], QmpConnection | None]:
+    """The same, and a connection to its QEMU if it runs then.
+
+    :param stack: closes that connection
+    :returns: what was done, and the connection
+    """
+    if ledger.document.runtime is None:
+        return _forget(ledger), None
     process = running(host, ledger)
     if process is None:
-        return _ended(host, ledger)
+        return _ended(host, ledger), None
     with process:
         try:
-            with dial(ledger.paths.socket("control"), timeout) as vm:
-                state, _ = state_of(vm)
-                if state in ENDED_BY_GUEST:
-                    return collect(host, ledger, vm, state)
-                return _go_on(host, ledger, vm, state)
+            vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout))
+            state, _ = state_of(vm)
+            if state in ENDED_BY_GUEST:
+                return collect(host, ledger, vm, state), None
+            notices = _go_on(host, ledger, vm, state)
+            return notices, vm if _runs(ledger) else None
         except MonitorError as error:
             if not is_over(process, error, min(timeout, QUIT_GRACE)):
                 raise
-    return _ended(host, ledger)
+    return _ended(host, ledger), None
+
+
+def _runs(ledger: Ledger) -> bool:
+    """Not where a kill that had been begun has come to its end."""
+    return ledger.document.runtime is not None
 
 
 def collect(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
+from ..errors import CommandError
 from ..qmp.conversation import Conversation
 from ..qmp.events import Match
 from ..qmp.life import Call
@@ -148,14 +149,24 @@ class Port(ABC):
 
         They run in this order in QEMU. The first refusal is raised after all have been answered.
         """
+        return [call.outcome() for call in await self._run_all(commands, timeout)]
+
+    async def ask_many(
+        self, commands: Iterable[tuple[str, Arguments | None]], timeout: Timeout = DEFAULT
+    ) -> list[Any | None]:
+        """The same for questions that QEMU may refuse: of those the result is None."""
+        calls = await self._run_all(commands, timeout)
+        return [None if isinstance(call.error, CommandError) else call.outcome() for call in calls]
+
+    async def _run_all(self, commands: Iterable[tuple[str, Arguments | None]], timeout: Timeout) -> list[Call]:
         calls = [self.submit(command, arguments) for command, arguments in commands]
         try:
             for call in calls:
                 await self._settled(call, timeout)
-            return [call.outcome() for call in calls]
         finally:
             for call in calls:
                 self.abandon(call)
+        return calls
 
     async def _settled(self, call: Call, timeout: Timeout) -> None:
         try:

@@ -1,10 +1,16 @@
 """Which buses a machine has and what is taken on them, asked of the running QEMU."""
 
+from collections.abc import Sequence
+
 from ..errors import ArgumentError, CommandError
 from .inventory import PERIPHERAL, query_devices, query_pci
 from .port import Port
-from .slots import PciBus, enumerated, mark_used, pci_buses
+from .slots import ROOTS, PciBus, enumerated, mark_used, pci_buses
 
+# What is on these ``query-pci`` always shows.
+_ROOT_BUSES = frozenset(name for name, _ in ROOTS.values())
+# These are on such a bus only.
+_ROOT_PORTS = frozenset({"pcie-root-port", "ioh3420"})
 # virtio-scsi controllers, as QOM names their types.
 _SCSI_CONTROLLERS = frozenset({"virtio-scsi-pci", "virtio-scsi-pci-non-transitional", "virtio-scsi-pci-transitional"})
 
@@ -18,21 +24,21 @@ async def query_pci_buses(port: Port) -> list[PciBus]:
     reply = await query_pci(port)
     buses = pci_buses(reply)
     if not enumerated(reply):
-        mark_used(buses, await _places_of_devices(port))
+        mark_used(buses, await _places_of_devices(port, buses))
     return buses
 
 
-async def _places_of_devices(port: Port) -> list[tuple[str, int]]:
-    places = []
-    for device in await query_devices(port):
-        path = f"{PERIPHERAL}/{device}"
-        try:
-            bus = await port.execute("qom-get", {"path": path, "property": "parent_bus"})
-            addr = await port.execute("qom-get", {"path": path, "property": "addr"})
-        except CommandError:
-            continue  # it is on no bus, or on one that is not PCI, or has just gone
-        places.append((bus.rpartition("/")[2], addr >> 3))
-    return places
+async def _places_of_devices(port: Port, buses: Sequence[PciBus]) -> list[tuple[str, int]]:
+    """Bus and slot of each device that is behind a bridge. QEMU takes its time to answer, so little is asked."""
+    behind = {bus.name for bus in buses} - _ROOT_BUSES
+    devices = await query_devices(port)
+    paths = [f"{PERIPHERAL}/{device}" for device, kind in devices.items() if kind not in _ROOT_PORTS]
+    told = await port.ask_many([("qom-get", {"path": path, "property": "parent_bus"}) for path in paths])
+    # None: it is on no bus, or has just gone
+    found = {path: bus.rpartition("/")[2] for path, bus in zip(paths, told, strict=True) if bus is not None}
+    found = {path: bus for path, bus in found.items() if bus in behind}
+    slots = await port.ask_many([("qom-get", {"path": path, "property": "addr"}) for path in found])
+    return [(bus, addr >> 3) for bus, addr in zip(found.values(), slots, strict=True) if addr is not None]
 
 
 async def find_scsi_bus(port: Port) -> str:

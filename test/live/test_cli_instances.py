@@ -140,6 +140,9 @@ def test_what_goes_wrong(host: Host) -> None:
         done = host.run(*words)
         assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (1, True, False)
     host("create", host.write(bare("7.2")))
+    lacking = bare("7.2", "other", disks=[{"source": "/nowhere", "format": "raw"}])
+    host("create", host.write(lacking))
+    assert host.run("start", "other").stderr == "drover: /nowhere: No such file or directory\n"
     assert "stopped; this needs it running" in host.run("pause", "vm").stderr
     assert "there is such an instance already" in host.run("create", host.write(bare("7.2"))).stderr
 
