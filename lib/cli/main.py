@@ -63,6 +63,7 @@ COMMANDS = {
     "start-all": Entry(_BOOT, "Start the instances that start with the host.", "start_all"),
     "stop": Entry(_INSTANCES, "Shut an instance down.", "stop"),
     "stop-all": Entry(_BOOT, "Shut down all instances.", "stop_all"),
+    "verify": Entry("drover.cli.verify", "Put specification, record and QEMU side by side.", "verify"),
     "watch": Entry("drover.cli.watch", "Watch all instances: restart, resume, take note.", "watch"),
     "demo": Entry("drover.cli.demo", "Boot a guest, hot-plug, live-migrate it, show each step."),
     "hmp": Entry("drover.shell.hmp", "Talk to a machine's human monitor."),

@@ -12,7 +12,7 @@ from typing import Final
 
 from ..errors import ConnectionClosed, DroverError, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
 from ..monitor.connection import QmpConnection
-from . import launch
+from . import launch, verify
 from .condition import Condition, State, look, state_of
 from .devices import Devices
 from .ending import conclude, end_process
@@ -21,7 +21,9 @@ from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
 from .mend import attach, collect, mend
 from .record import Stop, load
+from .repair import repair
 from .restart import is_due, later
+from .verify import Report
 
 # Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.
 SHUTDOWN_TIMEOUT: Final = 60.0
@@ -65,6 +67,26 @@ class Instance(Devices):
         """
         with opened(self.host.paths, self.name, "mend", self.lock_timeout) as ledger:
             return mend(self.host, ledger, timeout)
+
+    def verify(self, *, timeout: float = ANSWER_TIMEOUT) -> Report:
+        """Put specification, record and QEMU side by side, with what the host has. Changes nothing.
+
+        :param timeout: seconds for QEMU to answer
+        """
+        with opened(self.host.paths, self.name, "verify", self.lock_timeout) as ledger:
+            return verify.report(self.host, ledger, verify.look(self.host, ledger, timeout))
+
+    def repair(self, *, timeout: float = ANSWER_TIMEOUT) -> list[str]:
+        """Bring together what :meth:`verify` finds apart, as far as that is safe: no disk is touched.
+
+        The document follows QEMU; what nothing needs is removed; taps go back on their bridges.
+
+        :param timeout: seconds for QEMU to answer
+        :returns: what was done, and what could not be, in words
+        :raises MonitorError: QEMU is there and does not answer
+        """
+        with opened(self.host.paths, self.name, "repair", self.lock_timeout) as ledger:
+            return repair(self.host, ledger, timeout)
 
     def start(self, *, paused: bool = False, fds: launch.Taps = MappingProxyType({})) -> list[str]:
         """Start it; nothing if it runs.

@@ -270,9 +270,8 @@ def _plug_ovs(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     _make_tap(jack, plugged, mtu)
     _set_up(jack, ip=False)
     undo.remember("the port", lambda: ovs.delete_port(jack.name))  # first: a change that was slow may come yet
-    ids = {"attached-mac": nic.mac, "iface-id": scripts.nic_uuid(jack.uuid, nic.id), "vm-id": jack.uuid}
     try:
-        ovs.add_port(nic.link, jack.name, nic.vlan, ids)
+        ovs.add_port(nic.link, jack.name, nic.vlan, ovs.port_ids(nic, jack.uuid))
     except ScriptSlow:
         raise
     except ScriptFailed as error:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from .links import get_index
 
 _PVID_UNTAGGED: Final = 0x2 | 0x4  # BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED
+_UP: Final = 0x1  # IFF_UP
 _NUMBERS: Final = 1 << 30  # interfaces' numbers end below twice that, and the kernel counts from 1
 _TABLE_NAMES: Final = ("/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables")
 
@@ -25,6 +26,27 @@ def bridges() -> list[str]:
     """The bridges there are, by name."""
     with _netlink() as netlink:
         return sorted(link.get("ifname") for link in netlink.link("dump") if _kind(link) == "bridge")
+
+
+def state_of(name: str) -> tuple[bool, str] | None:
+    """Whether an interface is switched on, and the bridge or the like that it is a port of; empty: of none.
+
+    :returns: None: there is no such interface
+    """
+    with _netlink() as netlink:
+        for link in _unless_gone(netlink.link, "get", ifname=name) or ():
+            master = link.get("master")
+            return bool(link["flags"] & _UP), socket.if_indextoname(master) if master else ""
+    return None
+
+
+def set_bridge(name: str, bridge: str) -> None:
+    """Make an interface a port of a bridge, and of no other one.
+
+    :raises OSError: there is no such interface or bridge (ENODEV)
+    """
+    with _netlink() as netlink:
+        netlink.link("set", index=get_index(name), master=get_index(bridge))
 
 
 def filters_vlans(bridge: str) -> bool:

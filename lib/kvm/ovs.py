@@ -6,6 +6,7 @@ from typing import Final
 
 from ..errors import NetworkError, ScriptFailed
 from . import scripts
+from .spec import Nic
 
 _PROGRAM: Final = "ovs-vsctl"
 _PATIENCE: Final = 10  # s for the switch to take a change over, where it is up; that takes 15 ms
@@ -19,6 +20,22 @@ def bridges() -> list[str]:
     :raises ScriptFailed: it is not there, or does not answer
     """
     return _vsctl("list-br").split()
+
+
+def bridge_of(port: str) -> str:
+    """The bridge that it is a port of.
+
+    :raises ScriptFailed: it is of none, or the switch does not answer
+    """
+    return _vsctl("port-to-br", port).strip()
+
+
+def port_ids(nic: Nic, uuid: str) -> dict[str, str]:
+    """What controllers find a NIC's port by.
+
+    :param uuid: of its instance
+    """
+    return {"attached-mac": nic.mac, "iface-id": scripts.nic_uuid(uuid, nic.id), "vm-id": uuid}
 
 
 def add_port(bridge: str, port: str, vlan: int | None, ids: dict[str, str]) -> None:

@@ -79,6 +79,8 @@ def test_a_life(host: Host) -> None:
     assert (refused.returncode, "until its next reset" in refused.stderr) == (1, True)
     host("reset", "vm")
     assert "was taken out" in host("adopt")
+    assert host("verify", "vm").endswith("vm (running): all agree.\n")
+    assert json.loads(host("verify", "vm", "--repair", "-o", "json"))["agrees"]
     assert host("adopt").splitlines()[1].split() == ["vm", "running", str(row["pid"])]
     assert "forced" in host("stop", "vm", "--timeout", "0.2")
     assert host("rename", "vm", "other") == "vm is called other now.\n"

@@ -42,6 +42,11 @@ RESERVED: Final = frozenset(
 _RESERVED_PREFIXES: Final = ("rp", "br", "scsi")  # followed by a number: root ports, bridges, controllers
 
 
+def is_reserved(id: str) -> bool:
+    """Whether a part of the machine itself has, or could have, this id."""
+    return id in RESERVED or any(id.startswith(it) and id[len(it) :].isdecimal() for it in _RESERVED_PREFIXES)
+
+
 def check(spec: Spec) -> Iterator[Problem]:
     """All that is wrong within a part of the machine, or with how one goes with another."""
     for one in _PARTS:
@@ -141,8 +146,7 @@ def _named(spec: Spec) -> list[tuple[str, str]]:
 
 def _ids(spec: Spec) -> Iterator[Problem]:
     for path, name in _named(spec):
-        numbered = any(name.startswith(prefix) and name[len(prefix) :].isdecimal() for prefix in _RESERVED_PREFIXES)
-        if name in RESERVED or numbered:
+        if is_reserved(name):
             yield Problem(path, name, "free: a part of the machine itself has this id")
     yield from _unique((f"{kind}[{n}].id", device.id) for kind, some in _kinds(spec) for n, device in enumerate(some))
     for n, disk in enumerate(spec.disks):
