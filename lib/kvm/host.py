@@ -68,9 +68,12 @@ class Host:
         for folder in (paths.run, paths.private):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def group(self, name: str) -> tuple[Cgroup | None, list[str]]:
-        """The control group of an instance, and what it lacks, in words."""
+    def group(self, name: str, uuid: str) -> tuple[Cgroup | None, list[str]]:
+        """The control group of an instance, and what it lacks, in words.
+
+        :param uuid: of the instance: another state folder of this host may have one of the same name
+        """
         try:
-            return self.tree.make(name), [] if self.tree.path else list(self.tree.notices)
+            return self.tree.make(f"{name}-{uuid[:8]}"), [] if self.tree.path else list(self.tree.notices)
         except OSError as error:
             return None, [f"no control group: {error.filename}: {error.strerror}"]

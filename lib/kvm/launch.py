@@ -136,7 +136,7 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         found, notices = _plug_nics(lent, runtime, taps)
         log = logs.opened(lent, paths.log)
         logs.begin(log, runtime.generation)
-        group, lacks = host.group(paths.name)
+        group, lacks = host.group(paths.name, spec.uuid)
         runtime.uid = None if identity is None else identity.uid
         runtime.cgroup = "" if group is None else str(group.path)
         if spec.tpm is not None:

@@ -41,6 +41,18 @@ class Figure:
     fake: bool = False
     budget: float = BUDGET
 
+    def run(self, quick: bool, progress: Callable[[str], None]) -> Iterator[Result]:
+        """Measure it, at each server that it has."""
+        rounds, count = self.quick if quick else self.rounds
+        for place, server in _servers(self, count).items():
+            with server as address:
+                sides = [_side(self, contender, address) for contender in contenders()]
+                names = {side.name for side in sides}
+                bars = [bar for bar in self.bars if bar.beside in names]
+                title = f"{self.title}, {place}"
+                result = Result(self.name, title, self.what, count, self.is_rate, bars)
+                yield measure(result, sides, rounds, self.budget, progress)
+
 
 FIGURES: Final = (
     Figure(
@@ -86,19 +98,6 @@ FIGURES: Final = (
         quick=(3, 30),
     ),
 )
-
-
-def run(figure: Figure, quick: bool, progress: Callable[[str], None]) -> Iterator[Result]:
-    """Measure one figure, at each server that it has."""
-    rounds, count = figure.quick if quick else figure.rounds
-    for place, server in _servers(figure, count).items():
-        with server as address:
-            sides = [_side(figure, contender, address) for contender in contenders()]
-            names = {side.name for side in sides}
-            bars = [bar for bar in figure.bars if bar.beside in names]
-            title = f"{figure.title}, {place}"
-            result = Result(figure.name, title, figure.what, count, figure.is_rate, bars)
-            yield measure(result, sides, rounds, figure.budget, progress)
 
 
 def _servers(figure: Figure, count: int) -> dict[str, AbstractContextManager[str]]:

@@ -64,6 +64,16 @@ class Bar:
     limit: float
     is_rate: bool = False
 
+    @property
+    def name(self) -> str:
+        """What is compared."""
+        return f"{self.ours} ÷ {self.beside}"
+
+    @property
+    def aim(self) -> str:
+        """In words."""
+        return f"at {'least' if self.is_rate else 'most'} {self.limit:g}"
+
     def ratios(self, series: dict[str, "Series"]) -> list[float]:
         """What it was in each round."""
         pairs = zip(series[self.ours].cpu, series[self.beside].cpu, strict=True)
@@ -72,6 +82,35 @@ class Bar:
     def is_met(self, ratio: float) -> bool:
         """Whether `ratio` is on the right side of the limit."""
         return ratio >= self.limit if self.is_rate else ratio <= self.limit
+
+
+@dataclass(frozen=True)
+class Added(Bar):
+    """What ours takes longer than another side, by the wall; the limit is in milliseconds."""
+
+    @property
+    def name(self) -> str:
+        """What is compared."""
+        return f"{self.ours} − {self.beside}, ms"
+
+    def ratios(self, series: dict[str, "Series"]) -> list[float]:
+        """Milliseconds in each round."""
+        pairs = zip(series[self.ours].wall, series[self.beside].wall, strict=True)
+        return [(ours - beside) * 1e3 for ours, beside in pairs]
+
+
+@dataclass(frozen=True)
+class Within(Bar):
+    """What ours takes, by the wall; the limit is in milliseconds."""
+
+    @property
+    def name(self) -> str:
+        """What is measured."""
+        return f"{self.ours}, ms"
+
+    def ratios(self, series: dict[str, "Series"]) -> list[float]:
+        """Milliseconds in each round."""
+        return [seconds * 1e3 for seconds in series[self.ours].wall]
 
 
 @dataclass

@@ -45,10 +45,9 @@ def _beside(result: Result, ours: str, beside: str) -> Spread:
 
 def _verdict(result: Result, bar: Bar) -> str:
     ratio = Spread.of(bar.ratios(result.series))
-    aim = f"at {'least' if bar.is_rate else 'most'} {bar.limit:g}"
     state = "met" if bar.is_met(ratio.median) else "MISSED"
     spread = f"{ratio.low:.2f} – {ratio.high:.2f}"
-    return f"  {bar.ours} ÷ {bar.beside}: {ratio.median:.2f} ({spread}), aim {aim}: {state}"
+    return f"  {bar.name}: {ratio.median:.2f} ({spread}), aim {bar.aim}: {state}"
 
 
 def document(results: list[Result], missing: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # The tree's own package, whatever else is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build" / "py"))
@@ -17,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build" / "py"))
 def main() -> int:
     """Measure what the command line asks for; the exit status."""
     import figures
+    import lives
 
-    options = arguments([figure.name for figure in figures.FIGURES])
+    everything: list[Any] = [*figures.FIGURES, *lives.FIGURES]
+    options = arguments([figure.name for figure in everything])
     from contenders import missing
     from frame import BenchError
     from report import document, table
@@ -28,9 +31,9 @@ def main() -> int:
         print(f"{name}: not installed, left out")
     results = []
     try:
-        for figure in figures.FIGURES:
+        for figure in everything:
             if figure.name in options.names or not options.names:
-                for result in figures.run(figure, options.quick, progress):
+                for result in figure.run(options.quick, progress):
                     progress("")
                     print(*table(result), "", sep="\n", flush=True)
                     results.append(result)
