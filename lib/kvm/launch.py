@@ -34,6 +34,7 @@ from .ledger import Ledger
 from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
 from .seed import seed_image
+from .servers import check_servers
 from .sockets import Listeners
 from .spec import BootSpec
 from .tpm import start_tpm
@@ -122,6 +123,7 @@ def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
 def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Taps) -> list[str]:
     """Prepare what the command line needs, and make the process. Our copies of descriptors are closed at the end."""
     paths, spec = ledger.paths, runtime.spec
+    check_servers(ledger.name, spec)
     identity = host.identity(spec.uuid, runtime.accelerator)
     host.make_folders(paths, identity)
     with ExitStack() as lent:
