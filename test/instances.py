@@ -85,12 +85,17 @@ def type_in(vm: Instance, line: str) -> None:
 
 
 class Guest:
-    """The shell on an instance's console."""
+    """The shell on an instance's console.
 
-    def __init__(self, vm: Instance) -> None:
+    :param booting: its prompt is still to come; else it may have come before anybody listened
+    """
+
+    def __init__(self, vm: Instance, *, booting: bool = True) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
         self._socket.settimeout(90)
+        if not booting:
+            self._socket.sendall(b"\n")
         self._read("guest# ")
 
     def run(self, command: str) -> str:

@@ -28,15 +28,19 @@ _timeout = click.option(
 @click.option("--cache", type=click.Choice(list(CACHES)), help="Of the host; none by default.")
 @click.option("--serial", help="What the guest sees as its serial number.")
 @click.option("--read-only", is_flag=True, help="The guest cannot write.")
+@click.option("--wait", type=float, metavar="SECONDS", help="Wait so long for the guest's driver to be ready for it.")
 @output_option
-def add_disk(name: str, source: str, output: str, **fields: Any) -> None:
+def add_disk(name: str, source: str, output: str, wait: float | None, **fields: Any) -> None:
     """Plug a disk into an instance that runs; it stays in its specification.
 
     SOURCE is a file, a block device, or an NBD server's URI.
     """
     where = source if "://" in source else str(Path(source).absolute())
     said = {field: value for field, value in fields.items() if value not in (None, False)}
-    disk = Node().instance(name).add_disk(source=where, **said)
+    instance = Node().instance(name)
+    disk = instance.add_disk(source=where, **said)
+    if wait is not None:
+        instance.wait_driver(disk.id, wait)
     answer(output, f"{name} has the disk {disk.id}.", {"name": name, "id": disk.id})
 
 
@@ -60,10 +64,14 @@ def remove_disk(name: str, id: str, timeout: float, output: str) -> None:
 @click.option("--ip", help="The guest's address, for mode routed.")
 @click.option("--vlan", type=int, help="On the bridge.")
 @click.option("--queues", type=int, help="Pairs of queues; 1 by default.")
+@click.option("--wait", type=float, metavar="SECONDS", help="Wait so long for the guest's driver to be ready for it.")
 @output_option
-def add_nic(name: str, output: str, **fields: Any) -> None:
+def add_nic(name: str, output: str, wait: float | None, **fields: Any) -> None:
     """Plug a network card into an instance that runs; it stays in its specification."""
-    nic = Node().instance(name).add_nic(**{field: value for field, value in fields.items() if value is not None})
+    instance = Node().instance(name)
+    nic = instance.add_nic(**{field: value for field, value in fields.items() if value is not None})
+    if wait is not None:
+        instance.wait_driver(nic.id, wait)
     answer(output, f"{name} has the card {nic.id}, {nic.mac}.", {"name": name, "id": nic.id, "mac": nic.mac})
 
 

@@ -3,19 +3,27 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, HotplugError, InstanceTimeout
 from ..monitor.connection import QmpConnection
 from ..ops.balloon import BALLOON_TIMEOUT
 from ..ops.cdrom import EJECT_TIMEOUT
 from ..ops.memory import RESIZE_TIMEOUT
 from ..ops.unplug import UNPLUG_TIMEOUT
+from ..ops.virtio import DriverState
 from . import changes, plugs
 from .kinds import CPU, DISK, MEMORY, NIC, USB, VFIO, Cpu, Cpus, Memory
 from .ledger import Ledger
 from .record import runtime_of
 from .spec import Disk, Nic, UsbDevice, VfioDevice
+
+# Seconds for the guest to see a device and have its driver ready; on a root port Linux takes up to 5.
+DRIVER_TIMEOUT: Final = 15.0
+_GIVEN_UP: Final = (
+    "it is plugged in, and the guest's driver has given up on it: mostly as there are no interrupt vectors left, of "
+    "which each vCPU brings some; disks on virtio-scsi need none of their own"
+)
 
 
 class Devices(ABC):
@@ -225,6 +233,20 @@ class Devices(ABC):
             now = vm.resize_virtio_mem(id, size, timeout=timeout)
             plugs.settle(ledger, vm)
             return now
+
+    def wait_driver(self, id: str, timeout: float = DRIVER_TIMEOUT) -> None:
+        """Wait until the guest's driver is ready for a virtio device; nothing for others, of which QEMU tells nothing.
+
+        :param timeout: in seconds
+        :raises HotplugError: the guest's driver has given up on it; it stays plugged in
+        :raises InstanceTimeout: none has come
+        """
+        with self._running("wait-driver") as (ledger, vm):
+            state = vm.wait_driver(id, timeout)
+            if state is DriverState.FAILED:
+                raise HotplugError(id, _GIVEN_UP)
+            if state is DriverState.WAITING:
+                raise InstanceTimeout(ledger.name, f"the guest has no driver ready for {id}", timeout)
 
     def balloon(self, size: int, *, timeout: float = BALLOON_TIMEOUT) -> int:
         """Ask the guest to have so much memory, by its balloon; until its next start.

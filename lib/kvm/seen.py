@@ -12,6 +12,7 @@ from ..errors import CommandError
 from ..monitor.connection import QmpConnection
 from ..ops.nodes import BlockNode, BlockTree
 from ..ops.throttle import Limits
+from ..ops.virtio import DriverState
 from . import netlink
 from .ledger import Ledger
 from .process import Process
@@ -66,6 +67,7 @@ class Machine(Struct, kw_only=True):
     :ivar idle: block nodes that nothing uses, and what each is
     :ivar fdsets: what each set of descriptors is marked with
     :ivar netdevs: the names of all back ends of cards
+    :ivar given_up: ids of devices that the guest's driver has given up on
     """
 
     type: str
@@ -76,6 +78,7 @@ class Machine(Struct, kw_only=True):
     idle: dict[str, str]
     fdsets: dict[int, str]
     netdevs: list[str]
+    given_up: list[str]
 
 
 class Body(Struct, kw_only=True):
@@ -114,6 +117,7 @@ def machine(vm: QmpConnection) -> Machine:
         idle=_idle(vm, tree),
         fdsets={it["fdset-id"]: it["fds"][0].get("opaque", "") for it in vm.execute("query-fdsets") if it["fds"]},
         netdevs=_netdevs(vm),
+        given_up=[name for name, state in vm.query_drivers().items() if state is DriverState.FAILED],
     )
 
 

@@ -151,6 +151,9 @@ def _facts(host: Host, ledger: Ledger, found: Look) -> Iterator[Fact]:
     yield from _board(ledger, runtime, found.machine)
     yield from _devices(document.spec, runtime, found.machine, found.body)
     yield from _leftovers(runtime, found.machine, found.body)
+    for name in found.machine.given_up:
+        kind = runtime.devices[name].kind if name in runtime.devices else "device"
+        yield Fact(what=f"{kind} {name} driver", specification="ready", qemu="failed", differs=True)
 
 
 def _fact(

@@ -39,6 +39,7 @@ from ..ops import (
     unplug,
     usb,
     vfio,
+    virtio,
 )
 from ..ops import balloon as balloon_
 from ..ops import input as input_
@@ -222,6 +223,9 @@ class Verbs:
     hot_remove_vfio = verb(vfio.hot_remove_vfio)
     query_cdrom = verb(cdrom.query_cdrom)
     tidy_cdrom = verb(cdrom.tidy_cdrom)
+    query_driver = verb(virtio.query_driver)
+    query_drivers = verb(virtio.query_drivers)
+    wait_driver = verb(virtio.wait_driver)
     change_medium = verb(cdrom.change_medium)
     eject_medium = verb(cdrom.eject_medium)
     unplug = verb(unplug.unplug)

@@ -15,7 +15,7 @@ time, socket or threading.
 - :mod:`.events`     waiting for events
 - :mod:`.image`      what an image file says of itself (pure)
 - :mod:`.unplug`     asking the guest to let go of a device, and observing the end
-- :mod:`.nic`  :mod:`.disk`  :mod:`.vfio`   hotplug
+- :mod:`.nic`  :mod:`.disk`  :mod:`.vfio`   hotplug; :mod:`.virtio` what the guest's drivers make of it
 - :mod:`.jobs`       background jobs: progress, steering, the end; :mod:`.blockjobs` those that copy
 - :mod:`.snapshots`  of several disks at one moment; :mod:`.actions` what a transaction is made of (pure)
 - :mod:`.bitmaps`    dirty bitmaps; :mod:`.throttle` I/O limits; :mod:`.nodes` block nodes as a tree
