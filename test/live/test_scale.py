@@ -73,14 +73,14 @@ def test_more_than_the_guest_has_vectors_for(node: Node, version: str, tmp_path:
     guest = Guest(vm)
     given_up = ""
 
-    def plug(source: str) -> None:
+    def plug_all() -> None:
         nonlocal given_up
-        given_up = vm.add_disk(source=source, format="raw", cache="writeback").id
-        vm.wait_driver(given_up)
+        for source in images(tmp_path, 80):
+            given_up = vm.add_disk(source=source, format="raw", cache="writeback").id
+            vm.wait_driver(given_up)
 
     with pytest.raises(HotplugError, match="no interrupt vectors left"):
-        for source in images(tmp_path, 80):
-            plug(source)
+        plug_all()
     assert [fact.what for fact in vm.verify().facts if fact.qemu == "failed"] == [f"disk {given_up} driver"]
     vm.remove_disk(given_up)
     assert vm.verify().agrees
