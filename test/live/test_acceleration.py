@@ -19,7 +19,7 @@ from drover.kvm.binary import Binary, probe_binary
 from drover.kvm.process import current_boot
 from machines import qemu_of
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]
 
 # To run under TCG what is started for KVM.
 AS_TCG = 'for word; do shift; case $word in kvm) word=tcg;; host) word=max;; esac; set -- "$@" "$word"; done'

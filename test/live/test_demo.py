@@ -28,6 +28,7 @@ from drover.errors import MonitorError
 from drover.testing.machine import qemu_binaries
 
 live = pytest.mark.live
+pytestmark = pytest.mark.alone
 
 COMMAND = [sys.executable, "-c", "from drover.cli.main import main; main()", "demo"]
 PACKAGE = Path(__file__).resolve().parents[2] / "build" / "py"

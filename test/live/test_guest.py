@@ -27,6 +27,7 @@ from drover.testing.image import GuestImage, default_cache, guest_image
 from drover.testing.machine import Machine, MachineError, qemu_binaries
 
 live = pytest.mark.live
+pytestmark = pytest.mark.alone
 
 TYPES = ("q35", "pc")
 VERSIONED = {"q35": "pc-q35-7.2", "pc": "pc-i440fx-7.2"}  # a type that both QEMUs know, for a move between them

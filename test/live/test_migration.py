@@ -26,7 +26,7 @@ from drover.ops.migration import MigrationInfo
 from drover.testing.machine import Machine
 from machines import qemu_of
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]
 
 MIB = 1 << 20
 # Machine types that both versions know, so that a guest can go from one to the other.
