@@ -47,6 +47,7 @@ COMMANDS = {
     "remove-disk": Entry(_DEVICES, "Take a disk out of an instance that runs.", "remove_disk"),
     "remove-nic": Entry(_DEVICES, "Take a network card out of an instance that runs.", "remove_nic"),
     "adopt": Entry(_INSTANCES, "After a restart: find what runs, mend what was left unfinished.", "adopt"),
+    "clone": Entry("drover.cli.clone", "Make an instance like another one.", "clone"),
     "console": Entry("drover.cli.console", "Be at an instance's serial console.", "console"),
     "create": Entry(_INSTANCES, "Make an instance of a specification.", "create"),
     "delete": Entry(_INSTANCES, "Forget an instance that does not run.", "delete"),

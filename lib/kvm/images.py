@@ -18,7 +18,7 @@ from ..errors import ArgumentError, ImageError, ImageSlow
 from ..ops import image
 from ..ops.chain import Chain, Layer, OpenImage, open_chain
 
-__all__ = ["Chain", "ImageInfo", "Layer", "OpenImage", "create_image", "image_info", "open_chain"]
+__all__ = ["Chain", "ImageInfo", "Layer", "OpenImage", "create_image", "image_info", "make_overlay", "open_chain"]
 
 # Seconds: an image of any size is made in 10 ms; a busy disk, or one over a network, takes its time to sync it.
 CREATE_TIMEOUT: Final = 60.0
@@ -98,7 +98,7 @@ def create_image(
     image.check_choice("format", format, image.FORMATS)
     if backing is not None and format == "raw":
         raise ArgumentError("backing", os.fspath(backing.path), "only under a qcow2 image")
-    beneath = None if backing is None else image_info(*backing)
+    words, beneath = _create_words(format, backing, qemu_img)
     if size is None and beneath is not None:
         size = beneath.size
     if size is None or size <= 0 or size % _SECTOR:
@@ -108,12 +108,37 @@ def create_image(
     target = Path(path).absolute()
     if os.path.lexists(target):  # once more at the end, where nobody can come in between
         raise FileExistsError(None, "there is something already", str(target))
-    words = [qemu_img, "create", "-q", "-f", format]
-    if beneath is not None:
-        # -u: qemu-img does not open it
-        words += ["-u", "-b", os.path.abspath(beneath.path), "-F", beneath.format]
     _make(target, words, size, timeout)
     return image_info(target, format)
+
+
+def make_overlay(
+    path: str, backing: Layer, *, shown: str, timeout: float = CREATE_TIMEOUT, qemu_img: str = "qemu-img"
+) -> None:
+    """Make a file of ours a qcow2 image that stands on another one, and holds nothing yet.
+
+    :param path: an empty file; nobody else may know it
+    :param backing: the image beneath; it is recorded by its absolute path
+    :param shown: the path that it is going to have, for errors
+    :param timeout: seconds for all of it
+    :param qemu_img: the program
+    :raises ArgumentError: `backing` is not in its format
+    :raises OSError: `backing` cannot be read
+    :raises ImageError: qemu-img could not make it
+    """
+    words, beneath = _create_words("qcow2", backing, qemu_img)
+    assert beneath is not None
+    _run([*words, path, str(beneath.size)], shown, timeout)
+
+
+def _create_words(format: str, backing: Layer | None, qemu_img: str) -> tuple[list[str], ImageInfo | None]:
+    """How qemu-img is called, but for path and size, and what is beneath."""
+    words = [qemu_img, "create", "-q", "-f", format]
+    if backing is None:
+        return words, None
+    beneath = image_info(*backing)
+    # -u: qemu-img does not open it
+    return [*words, "-u", "-b", os.path.abspath(beneath.path), "-F", beneath.format], beneath
 
 
 def _make(target: Path, words: Sequence[str], size: int, timeout: float) -> None:

@@ -3,19 +3,24 @@
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 
-from ..errors import DroverError, InstanceExists, InstanceNotFound, WrongState
+from ..errors import DroverError, InstanceBusy, InstanceExists, InstanceNotFound, RecordError, WrongState
+from . import aside
 from .boot import Outcome, Tell, start_all, stop_all
+from .clone import Cloned, clone
+from .clone import Tell as Copied
 from .condition import Condition, State
 from .host import Host
 from .instance import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT, Instance
-from .ledger import opened
+from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT, locked
 from .paths import Paths, check_name
 from .record import Document, load, save, sync_folder
@@ -78,11 +83,11 @@ class Node:
         with locked(self.host.paths.locks, spec.name, "create"):
             if paths.state.exists():
                 raise InstanceExists(spec.name)
-            aside = paths.state.with_name(f"{_ASIDE}new-{spec.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(mode=0o700, parents=True)
-            save(aside / paths.document.name, Document(spec=completed(spec)))
-            os.rename(aside, paths.state)
+            folder = paths.state.with_name(f"{aside.PREFIX}{spec.name}")
+            aside.discard(folder)
+            aside.begin(folder, ())
+            save(folder / paths.document.name, Document(spec=completed(spec)))
+            os.rename(folder, paths.state)
             sync_folder(paths.state.parent)
         return Instance(self.host, spec.name)
 
@@ -94,11 +99,12 @@ class Node:
         with self._stopped(name, "delete"):
             paths = self.host.paths.instance(name)
             document = load(paths.document)
-            aside = paths.state.with_name(f"{_ASIDE}old-{document.spec.uuid}")
-            os.rename(paths.state, aside)
-            sync_folder(aside.parent)
+            aside.settle(paths.state)
+            gone = paths.state.with_name(f"{_ASIDE}old-{document.spec.uuid}")
+            os.rename(paths.state, gone)
+            sync_folder(gone.parent)
             self._free(document.spec.uuid)
-            shutil.rmtree(aside)
+            shutil.rmtree(gone)
 
     def survey(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
         """How all instances are. One that hangs keeps no other waiting.
@@ -156,16 +162,48 @@ class Node:
             sync_folder(there.state.parent)
         return Instance(self.host, new)
 
+    def clone(
+        self,
+        name: str,
+        new: str,
+        *,
+        disks: Mapping[str, str] = MappingProxyType({}),
+        linked: bool = False,
+        tell: Copied = lambda done, of: None,
+    ) -> Cloned:
+        """Make an instance like one that does not run: with a name, a uuid and MAC addresses of its own.
+
+        Images that can be written to are copied; what stands beneath them, read-only disks and media are shared. All
+        happens, or nothing of it stays.
+
+        :param disks: for disks, by their ids, the path of the copy; of one that is no file, the source that the clone
+            has instead, which is used as it is. A copy without a path lies beside the old one, named for the clone
+        :param linked: the disks are overlays on the images of the old ones, which have to be read only
+        :param tell: called with the bytes that are copied, and with how many there are
+        :returns: the clone, and what is to be known about it
+        :raises WrongState: `name` runs
+        :raises InstanceExists: there is one of the new name
+        :raises FileExistsError: there is something where a copy was to be
+        :raises ArgumentError: a disk can be neither copied nor shared
+        :raises OSError: an image could not be copied, as where there is no space
+        """
+        self.host.paths.instance(new)
+        if new == name:
+            raise InstanceExists(new)
+        with self._stopped(name, "clone") as ledger, locked(self.host.paths.locks, new, f"clone of {name}"):
+            notices = clone(self.host.paths, ledger.document, new, disks, linked=linked, tell=tell)
+        return Cloned(Instance(self.host, new), notices)
+
     # -- how ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _stopped(self, name: str, operation: str) -> Iterator[None]:
+    def _stopped(self, name: str, operation: str) -> Iterator[Ledger]:
         instance = self.instance(name)
         instance.mend()
         with opened(self.host.paths, name, operation) as ledger:
             if ledger.document.runtime is not None:
                 raise WrongState(name, State.RUNNING, State.STOPPED)
-            yield
+            yield ledger
 
     def _each(self, act: Callable[[Instance], Report]) -> list[Report]:
         def reported(name: str) -> Report:
@@ -184,7 +222,7 @@ class Node:
             self.host.uids.give_back(uuid)
 
     def _sweep(self) -> None:
-        """Remove what a create or delete that was cut off has left, and let names agree."""
+        """Remove what a create, clone or delete that was cut off has left."""
         folder = self.host.paths.instances
         if not folder.is_dir():
             return
@@ -192,3 +230,12 @@ class Node:
             if entry.name.startswith(f"{_ASIDE}old-"):
                 self._free(entry.name.removeprefix(f"{_ASIDE}old-"))
                 shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name.startswith(aside.PREFIX):
+                self._settle(entry, entry.name.removeprefix(aside.PREFIX), aside.discard)
+            elif aside.is_unfinished(entry):
+                self._settle(entry, entry.name, aside.settle)
+
+    def _settle(self, folder: Path, name: str, how: Callable[[Path], None]) -> None:
+        """Unless somebody is still at it. What cannot be removed now is left for the next time."""
+        with suppress(InstanceBusy, RecordError, OSError), locked(self.host.paths.locks, name, "adopt", 0):
+            how(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from instances import bare, bootable
-from terminal import terminal
+from terminal import Terminal, terminal
 
 TOP = Path(__file__).resolve().parents[2]
 DROVER = [sys.executable, "-c", "from drover.cli.main import main; main()"]
@@ -211,3 +211,42 @@ def test_an_ordinary_user() -> None:
     assert "killed" in host("kill", "vm")
     host("delete", "vm")
     shutil.rmtree(host.top)
+
+
+# -- clones -----------------------------------------------------------------------------------------------------------
+
+
+def test_clone(host: Host) -> None:
+    """Names what is refused, tells what is to be known, and shows no bar to a program."""
+    (host.top / "vm.raw").write_bytes(bytes(1 << 20))
+    disks = [{"id": "d", "source": str(host.top / "vm.raw"), "format": "raw"}]
+    host("create", host.write(bare("7.2", disks=disks, autostart=True)))
+    done = host.run("clone", "vm", "vm2")
+    assert (done.returncode, "vm2 is there, with uuid" in done.stdout) == (0, True)
+    assert done.stderr == "note: its autostart is off\n"
+    again = host.run("clone", "vm", "vm3", "--disk", f"d={host.top}/vm2.raw")
+    assert (again.returncode, again.stderr) == (1, f"drover: {host.top}/vm2.raw: there is something already\n")
+    made = json.loads(host("clone", "vm", "vm3", "--disk", f"d={host.top}/x.raw", "-o", "json"))
+    assert made["disks"] == {"d": f"{host.top}/x.raw"}
+    assert made["notices"] == ["its autostart is off"]
+    for words in (("--disk", "x.raw"), ("--disk", "d=a", "--disk", "d=b")):
+        wrong = host.run("clone", "vm", "vm4", *words)
+        assert (wrong.returncode, "ID=PATH" in wrong.stderr) == (2, True)
+    refused = host.run("clone", "vm", "vm4", "--linked")
+    assert (refused.returncode, "disks[0].read_only" in refused.stderr) == (1, True)
+
+
+def test_bar_of_a_clone(host: Host) -> None:
+    """At a terminal one sees how far it is; then the bar is gone."""
+    code = (
+        "import time; from drover.cli.clone import _bar\n"
+        "with _bar('text') as tell: tell(3 << 20, 8 << 20); time.sleep(3)\n"
+        "print('gone', flush=True)"
+    )
+    screen = Terminal(f"drover-test-{os.getpid()}-bar")
+    try:
+        screen.start([sys.executable, "-c", code], host.env | {"LC_ALL": "C.UTF-8"})
+        screen.see("copying", "3.0/8.0 MiB")
+        assert "MiB" not in screen.see("gone", "EXIT 0")
+    finally:
+        screen.stop()
