@@ -13,7 +13,6 @@ from msgspec import Struct, structs
 from ..errors import CommandError, NotSupported
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
-from ..ops.throttle import Limits
 from . import net
 from .argv.board import memory_backend
 from .argv.devices import USB_DRIVERS, usb_host
@@ -136,7 +135,7 @@ class _Disks(_Listed[Disk]):
             werror=wanted.werror, rerror=wanted.rerror, iothread=wanted.iothread or None,
         )  # fmt: skip
         if wanted.throttle is not None:
-            vm.set_disk_throttle(wanted.id, Limits(**structs.asdict(wanted.throttle)))
+            vm.set_disk_throttle(wanted.id, wanted.throttle.limits)
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
         vm.hot_remove_disk(id, timeout=timeout)

@@ -20,13 +20,13 @@ from msgspec import structs
 from ..errors import DroverError, MonitorError, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
-from ..ops.throttle import Limits
 from . import argv, logs, net
 from .argv import DiskNeed
 from .argv.board import MONITORS
 from .argv.devices import CONSOLE_LOG
 from .argv.disks import disk_needs
 from .binary import Binary
+from .cgroup import Cgroup, Limits
 from .ending import conclude, end_process, log_tail
 from .firmware import find_firmware
 from .host import Host
@@ -36,7 +36,7 @@ from .record import Device, Runtime, Stop, replace
 from .seed import seed_image
 from .servers import check_servers
 from .sockets import Listeners
-from .spec import BootSpec
+from .spec import BootSpec, LimitSpec
 from .tpm import start_tpm
 
 # Descriptors of taps, by the ids of the NICs that stand on them.
@@ -89,7 +89,7 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
             vm.set_password(protocol, screen.password.secret)
     for disk in spec.disks:
         if disk.throttle is not None:
-            vm.set_disk_throttle(disk.id, Limits(**structs.asdict(disk.throttle)))
+            vm.set_disk_throttle(disk.id, disk.throttle.limits)
     vm.remove_fdsets([disk.id for disk in spec.disks])
     for nic in spec.nics:
         if nic.link_state == "down":
@@ -139,6 +139,7 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         log = logs.opened(lent, paths.log)
         logs.begin(log, runtime.generation)
         group, lacks = host.group(paths.name, spec.uuid)
+        lacks += _limit(group, spec.limits)
         runtime.uid = None if identity is None else identity.uid
         runtime.cgroup = "" if group is None else str(group.path)
         if spec.tpm is not None:
@@ -155,6 +156,14 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
             identity=identity, cgroup=group, before=record,
         ).close()  # fmt: skip
     return [*([runtime.notice] if runtime.notice else []), *lacks, *notices]
+
+
+def _limit(group: Cgroup | None, wanted: LimitSpec) -> list[str]:
+    """Set the limits, before anything is in the group; what could not be, in words."""
+    limits = Limits(memory=wanted.memory, cpus=wanted.cpus, threads=wanted.threads)
+    if group is not None:
+        return group.limit(limits)
+    return ["limits: they need a control group"] if wanted != LimitSpec() else []
 
 
 def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:

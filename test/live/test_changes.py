@@ -255,3 +255,17 @@ def test_card_on_a_tap_of_ones_own(node: Node, version: str) -> None:
         assert {"a", "b"} <= runtime(vm).devices.keys()
         vm.kill()
         assert {"drown0", "drown1"} <= {name for _, name in socket.if_nameindex()}
+
+
+def test_limits(node: Node) -> None:
+    """Set where the host's control groups can; else a notice says which is not."""
+    limits = {"cpus": 1.5, "memory": "1GiB", "threads": 200}
+    vm = node.create(parse(bare("7.2", limits=limits)))
+    notices = vm.start(paused=True)
+    group = runtime(vm).cgroup
+    for file, text in (("cpu.max", "150000 100000"), ("memory.max", str(1 << 30)), ("pids.max", "200")):
+        path = Path(group, file)
+        if group and path.exists():
+            assert path.read_text().strip() == text
+        else:
+            assert any(file in notice or "control group" in notice for notice in notices), notices

@@ -30,7 +30,7 @@ from .devices import (
     Vnc,
     Watchdog,
 )
-from .model import BootSpec, CloudInit, CpuSpec, FirmwareSpec, MachineSpec, MemorySpec, Smbios, Spec
+from .model import BootSpec, CloudInit, CpuSpec, FirmwareSpec, LimitSpec, MachineSpec, MemorySpec, Smbios, Spec
 from .reader import Reader
 from .types import Secret
 
@@ -42,6 +42,7 @@ __all__ = [
     "completed",
     "MachineSpec",
     "CpuSpec",
+    "LimitSpec",
     "MemorySpec",
     "FirmwareSpec",
     "BootSpec",

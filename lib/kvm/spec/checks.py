@@ -16,6 +16,8 @@ _Kind: TypeAlias = tuple[str, Iterable[Any]]
 _MIB: Final = 1 << 20
 _PAGES: Final = {"off": _MIB, "2MiB": 2 * _MIB, "1GiB": 1024 * _MIB}
 SATA_PORTS: Final = 6  # of the ICH9
+_BESIDE_GUEST: Final = 256 * _MIB  # that QEMU may need beside the guest's memory
+_OTHER_THREADS: Final = 80  # beside the vCPUs: 64 that read and write for disks, and QEMU's own
 USB_PORTS: Final = 15  # the most that the controller can have
 SCSI_CONTROLLERS: Final = 4  # of which the first has no thread of its own
 _FIRST_CID: Final = 3  # those below are the host's
@@ -84,6 +86,17 @@ def _cpu(spec: Spec) -> Iterator[Problem]:
         ends = [part.partition("-") for part in entry.split(",")]
         if any(dash and int(first) > int(last) for first, dash, last in ends):
             yield Problem(f"cpu.pinning[{n}]", entry, "numbers of host CPUs, the lower end of a range first")
+
+
+def _limits(spec: Spec) -> Iterator[Problem]:
+    limits = spec.limits
+    least, fewest = spec.memory.max + _BESIDE_GUEST, spec.cpu.max + _OTHER_THREADS
+    if limits.memory is not None and limits.memory < least:
+        allowed = f"at least {least}: memory.max and {_BESIDE_GUEST // _MIB} MiB for QEMU itself"
+        yield Problem("limits.memory", limits.memory, allowed)
+    if limits.threads is not None and limits.threads < fewest:
+        allowed = f"at least {fewest}: cpu.max and {_OTHER_THREADS} for QEMU itself"
+        yield Problem("limits.threads", limits.threads, allowed)
 
 
 def _memory(spec: Spec) -> Iterator[Problem]:
@@ -216,5 +229,5 @@ def _screens(spec: Spec) -> Iterator[Problem]:
 
 
 _Checks: TypeAlias = tuple[Callable[[Spec], Iterator[Problem]], ...]
-_PARTS: Final[_Checks] = (_cpu, _memory, _firmware, _boot, _disks, _nics, _plugged, _screens, _others)
+_PARTS: Final[_Checks] = (_cpu, _memory, _limits, _firmware, _boot, _disks, _nics, _plugged, _screens, _others)
 _NAMES: Final[_Checks] = (_ids, _macs, _boot_indexes, _host_devices)

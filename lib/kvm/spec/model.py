@@ -161,6 +161,19 @@ class Smbios(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     oem_strings: tuple[Line, ...] = ()
 
 
+class LimitSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What its processes may use of the host at most, where the host's control groups can limit that.
+
+    :ivar cpus: whole CPUs' time, such as 1.5
+    :ivar memory: of all of them; QEMU itself takes some 100 MiB beside the guest's. Beyond it the kernel kills QEMU
+    :ivar threads: threads and processes; a vCPU is one, and requests to disks are others
+    """
+
+    cpus: Annotated[float, Meta(ge=0.01, le=4096)] | None = None
+    memory: Size | None = None
+    threads: Annotated[int, Meta(ge=1, le=4194304)] | None = None
+
+
 class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An instance, as it is wanted.
 
@@ -191,6 +204,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar vfio: PCI devices of the host
     :ivar cloud_init: what cloud-init in the guest finds
     :ivar smbios: what the guest reads of its hardware
+    :ivar limits: what it may use of the host at most
     :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them. A ``-device`` has to be
         JSON, for QEMU makes all that are not before the buses that are
     """
@@ -228,6 +242,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vfio: tuple[VfioDevice, ...] = ()
     cloud_init: CloudInit | None = None
     smbios: Smbios = Smbios()
+    limits: LimitSpec = LimitSpec()
     extra_args: tuple[Text, ...] = ()
 
     @property
