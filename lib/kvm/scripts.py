@@ -91,7 +91,8 @@ def run(words: Sequence[str], env: Mapping[str, str], *, timeout: float = TIMEOU
     """
     output = bytearray()
     fate = None
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)  # not the other end: a program's writes would fail when it is quicker than we are
     try:
         try:
             child = _start(words, env, writer)

@@ -51,7 +51,7 @@ def ended(pid: int) -> bool:
                 return True
         except (FileNotFoundError, ProcessLookupError):
             return True
-        time.sleep(0.01)
+        time.sleep(0.002)
     return False
 
 
@@ -109,6 +109,18 @@ def test_both_its_outputs_are_kept_and_the_end_counts(script: Make) -> None:
     assert text.endswith("last")
 
 
+def test_one_that_prints_faster_than_we_read(script: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has to wait, and is not told that its output is full."""
+    read = os.read
+
+    def slowly(fd: int, size: int) -> bytes:
+        time.sleep(0.002)
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", slowly)
+    assert run(script("head -c 500000 /dev/zero | tr '\\0' x; echo; echo last"), PLAIN_ENVIRONMENT).endswith("last")
+
+
 def test_how_it_failed_is_said(script: Make, tmp_path: Path) -> None:
     with pytest.raises(ScriptFailed, match=r"script: exit status 7: why") as caught:
         run(script("echo why; exit 7"), {})
@@ -161,7 +173,7 @@ def test_one_that_closes_its_outputs_is_waited_for(script: Make, tmp_path: Path)
 def test_an_interrupt_kills_it(script: Make, tmp_path: Path) -> None:
     def interrupt() -> None:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
-            time.sleep(0.01)
+            time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -180,7 +192,7 @@ def test_it_ends_with_us(script: Make, tmp_path: Path) -> None:
             run(words, PLAIN_ENVIRONMENT)
         os._exit(0)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
-        time.sleep(0.01)
+        time.sleep(0.002)
     os.kill(ours, signal.SIGKILL)
     os.waitpid(ours, 0)
     assert ended(int((tmp_path / "pid").read_text()))
