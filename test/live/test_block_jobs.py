@@ -259,9 +259,9 @@ def test_qemu_dies_under_a_wait(qemu: Lab) -> None:
     killer.join()
 
 
+@pytest.mark.parametrize("qemu", [kind for kind in KINDS if "blocking" not in kind], ids="-".join, indirect=True)
 def test_who_is_cancelled_leaves_the_job_or_takes_it_along(qemu: Lab) -> None:
-    if qemu.face.name == "blocking":
-        pytest.skip("only a coroutine is cancelled")
+    """Only a coroutine is cancelled."""
     qemu.node("a")
     qemu.node("b")
     qemu.write("a", 1, 0, SIZE)

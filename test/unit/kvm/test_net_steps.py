@@ -28,6 +28,7 @@ FILES = {os.path.join(FOLDER, f"{name}.py") for name in ("net", "netlink", "link
 NO_STEP = {"plug", "_end", "close", "wrong", "_read", "_kind", "_family", "_flags", "_check", "_interface", "tap_name"}
 DONE, FAILED, NO_SUCH_STEP, LEAKED, KILLED = 0, 1, 2, 3, -signal.SIGKILL
 SYSTEM_CALLS = {"ioctl", "open", "fcntl", "fork_exec", "waitid"}
+SLOW = ("ovs", "macvtap")
 MODES = {
     "bridge": {"link": "br0", "queues": 2},
     "routed": {"link": "100", "ip": "10.9.0.5"},
@@ -49,7 +50,8 @@ def network() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=MODES)
+# netlink and Open vSwitch take their time
+@pytest.fixture(params=[pytest.param(mode, marks=[pytest.mark.slow] * (mode in SLOW)) for mode in MODES])
 def nic(request: pytest.FixtureRequest, tmp_path: Path) -> Nic:
     """A NIC of each mode, with scripts that keep a file, as others keep a lease."""
     for name, text in (("up", f"touch {tmp_path}/lease"), ("down", f"rm -f {tmp_path}/lease")):

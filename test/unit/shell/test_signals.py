@@ -33,7 +33,10 @@ run_until_signal(main())
 
 STUBBORN = """
 import asyncio
+from drover.shell import signals
 from drover.shell.signals import run_until_signal
+
+signals._GRACE = 0.3
 
 async def main():
     print("ready", flush=True)
