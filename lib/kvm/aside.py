@@ -23,6 +23,7 @@ from .record import replace, sync_folder
 
 PREFIX: Final = ".new-"
 _LIST: Final = "files.json"
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _HINT: Final = 40  # characters of a file's name that its first one shows
 
 
@@ -62,13 +63,25 @@ def place(files: Sequence[NewFile]) -> None:
         try:
             os.link(file.first, file.path, follow_symlinks=False)
         except FileExistsError:
-            raise exists(file.path) from None
+            raise _exists(file.path) from None
     for parent in {Path(file.path).parent for file in files}:
         sync_folder(parent)
 
 
-def exists(path: str) -> FileExistsError:
-    """That there is something where a file was to be made."""
+def check_free(path: str) -> None:
+    """Look whether a file can be made there, as far as that can be seen; :func:`place` is where it counts.
+
+    :raises FileExistsError: there is something
+    :raises OSError: nothing can be there, or we may not look
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    raise _exists(path)
+
+
+def _exists(path: str) -> FileExistsError:
     return FileExistsError(errno.EEXIST, "there is something already", path)
 
 
@@ -113,12 +126,20 @@ def _listed(folder: Path) -> list[NewFile]:
 
 def _same(file: NewFile) -> bool:
     """Both names are those of one file: what bears the second one is ours, for no other one can be in the first's."""
-    try:
-        return os.path.samestat(os.lstat(file.path), os.lstat(file.first))
-    except FileNotFoundError:
-        return False
+    named, first = _stat(file.path), _stat(file.first)
+    return named is not None and first is not None and os.path.samestat(named, first)
 
 
 def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError):
+    if _stat(path) is not None:  # asked first: a file system that is read only refuses to remove what is not there
         os.unlink(path)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None: nothing is there, or can be."""
+    try:
+        return os.lstat(path)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise

@@ -145,8 +145,7 @@ def _disk(plan: _Plan, old: str, new: str, number: int, disk: Disk, said: str, l
     path = said or _beside(disk.source, old, new)
     if not path.startswith("/"):
         raise ArgumentError(field, path, "an absolute path: where the new image is to be")
-    if os.path.lexists(path):  # once more when it is made, where nobody can come in between
-        raise aside.exists(path)
+    aside.check_free(path)
     plan.jobs.append(_Job(field, disk, path, overlay))
     if disk.backing and not overlay:
         plan.notices.append(

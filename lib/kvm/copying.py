@@ -17,6 +17,9 @@ More = Callable[[int], None]
 _FICLONE: Final = 0x40049409  # of linux/fs.h: ioctl_ficlone(2)
 # Bytes at once: few calls, and somebody who looks on, or has pressed Ctrl-C, does not wait for long.
 _CHUNK: Final = 16 << 20
+# Bytes after which what is written is synced: else it fills the host's memory, guests that sync wait for all of it, and
+# who looks on sees the copy at its end long before that.
+_SYNC: Final = 1 << 30
 _BUFFER: Final = 1 << 20  # bytes, where they go through our own memory
 # A way to copy that this pair of files does not have: there is another one.
 _NOT_SO: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EPERM})
@@ -93,6 +96,8 @@ def _share_blocks(source: int, target: int) -> bool:
 def _copy_range(source: int, target: int, begin: int, end: int, more: More) -> None:
     while begin < end:
         copied = _copy_some(source, target, begin, min(end - begin, _CHUNK))
+        if begin // _SYNC != (begin + copied) // _SYNC:
+            os.fdatasync(target)
         begin += copied
         more(copied)
 

@@ -236,6 +236,28 @@ def test_clone(host: Host) -> None:
     assert (refused.returncode, "disks[0].read_only" in refused.stderr) == (1, True)
 
 
+def test_clone_of_an_ordinary_user() -> None:
+    """In folders of his own; where he may not write, he is told, and nothing is left."""
+    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")))
+    (host.top / "vm.raw").write_bytes(bytes(1 << 20))
+    for path in (host.top, host.top / "vm.raw"):
+        os.chown(path, 64195, 64195)
+    disks = [{"id": "d", "source": str(host.top / "vm.raw"), "format": "raw"}]
+    file = host.write(bare("7.2", disks=disks))
+    os.chmod(file, 0o644)
+    host("create", file)
+    refused = host.run("clone", "vm", "vm2", "--disk", "d=/root/x.raw")
+    assert (refused.returncode, refused.stderr) == (1, "drover: /root/x.raw: Permission denied\n")
+    host("clone", "vm", "vm2")
+    for name in ("vm", "vm2"):
+        host("start", name)
+    for name in ("vm", "vm2"):
+        host("kill", name)
+        host("delete", name)
+    assert {path.name for path in host.top.glob("*.raw")} == {"vm.raw", "vm2.raw"}
+    shutil.rmtree(host.top)
+
+
 def test_bar_of_a_clone(host: Host) -> None:
     """At a terminal one sees how far it is; then the bar is gone."""
     code = (

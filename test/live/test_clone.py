@@ -82,6 +82,17 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(tmp_path / "images")
 
 
+@pytest.fixture
+def small() -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = Path("/run") / f"drover-small-{os.getpid()}"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
 def spec_of(node: Node, name: str) -> Spec:
     return node.instance(name).show().document.spec
 
@@ -283,6 +294,28 @@ def test_what_is_said_of_disks(node: Node, storage: Storage) -> None:
     assert (storage.folder / "other").read_bytes() == storage.base.read_bytes()
 
 
+def test_places_that_are_no_good(node: Node, storage: Storage, small: Path) -> None:
+    """Each is told by its path, leaves nothing, and does not stand in the way of the next try."""
+    node.create(parse(bare("10.0", disks=storage.disks())))
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    (storage.folder / "loop").symlink_to("loop")
+    for place, number in (
+        (small / "x", errno.EROFS),
+        (storage.data / "x", errno.ENOTDIR),
+        (storage.folder / ("x" * 256), errno.ENAMETOOLONG),
+        (storage.folder / "loop" / "x", errno.ELOOP),
+        (storage.folder / "none" / "x", errno.ENOENT),
+        (Path("/") / "/".join(["x"] * 2500), errno.ENAMETOOLONG),
+    ):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+            node.clone("vm", "vm2", disks={"data": str(place)})
+        assert caught.value.filename == str(place)
+        assert (storage.files(), nothing_of(node, "vm2")) == (storage.first | {"loop"}, True)
+    long = storage.folder / ("ü" * 127)
+    node.clone("vm", "vm2", disks={"data": str(long)})
+    assert long.read_bytes() == storage.data.read_bytes()
+
+
 def test_images_that_are_no_good(node: Node, storage: Storage) -> None:
     """One in another format, and one whose data lies elsewhere: a copy would write to the old one's data."""
     node.create(parse(bare("10.0", disks=[{"source": str(storage.data), "format": "qcow2"}])))
@@ -361,17 +394,6 @@ def test_disks_that_are_no_files(node: Node, version: str, tmp_path: Path) -> No
 
 
 # -- all or nothing ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small() -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    folder = Path("/run") / f"drover-small-{os.getpid()}"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
 
 
 def test_no_space(node: Node, storage: Storage, small: Path) -> None:

@@ -64,6 +64,19 @@ def test_sizes(folders: tuple[Path, Path], size: int, hole: bool) -> None:
     assert (other / "b").stat().st_blocks == 0 or not hole
 
 
+def test_beyond_what_is_synced_at_once(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    data, place = os.urandom(2 * MIB), copying._SYNC - MIB
+    with (one / "a").open("wb") as file:
+        file.seek(place)
+        file.write(data)
+    copied(one / "a", other / "b")
+    with (other / "b").open("rb") as file:
+        file.seek(place)
+        assert file.read() == data
+    assert (other / "b").stat().st_blocks <= (one / "a").stat().st_blocks + 16
+
+
 def test_shared_blocks(tmp_path: Path) -> None:
     """Where the file system can, nothing is copied."""
     data = sparse(tmp_path / "a")
