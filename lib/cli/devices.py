@@ -8,14 +8,9 @@ import click
 from drover.cli.output import Size, answer, output_option
 from drover.kvm.node import Node
 from drover.ops.image import CACHES, FORMATS
-from drover.ops.unplug import UNPLUG_TIMEOUT
 
 # Mode fd needs a descriptor of the caller's.
 MODES = ("bridge", "ovs", "routed", "macvtap", "user")
-
-_timeout = click.option(
-    "--timeout", type=float, default=UNPLUG_TIMEOUT, show_default=True, help="Seconds for the guest to let go of it."
-)
 
 
 @click.command
@@ -46,17 +41,6 @@ def add_disk(name: str, source: str, output: str, wait: float | None, **fields: 
 
 @click.command
 @click.argument("name")
-@click.argument("id")
-@_timeout
-@output_option
-def remove_disk(name: str, id: str, timeout: float, output: str) -> None:
-    """Take a disk out of an instance that runs, and out of its specification. Its image is not touched."""
-    Node().instance(name).remove_disk(id, timeout=timeout)
-    answer(output, f"{name} no longer has the disk {id}.", {"name": name, "id": id})
-
-
-@click.command
-@click.argument("name")
 @click.option("--mode", type=click.Choice(MODES), required=True, help="What it is on.")
 @click.option("--link", help="The bridge, or the device.")
 @click.option("--id", help="Of the card; chosen where it is not said.")
@@ -73,17 +57,6 @@ def add_nic(name: str, output: str, wait: float | None, **fields: Any) -> None:
     if wait is not None:
         instance.wait_driver(nic.id, wait)
     answer(output, f"{name} has the card {nic.id}, {nic.mac}.", {"name": name, "id": nic.id, "mac": nic.mac})
-
-
-@click.command
-@click.argument("name")
-@click.argument("id")
-@_timeout
-@output_option
-def remove_nic(name: str, id: str, timeout: float, output: str) -> None:
-    """Take a network card out of an instance that runs, and out of its specification."""
-    Node().instance(name).remove_nic(id, timeout=timeout)
-    answer(output, f"{name} no longer has the card {id}.", {"name": name, "id": id})
 
 
 @click.command

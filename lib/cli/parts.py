@@ -1,4 +1,4 @@
-"""The commands for what else comes and goes while an instance runs: vCPUs, memory, USB and the host's PCI devices."""
+"""The commands for what else comes and goes while an instance runs: vCPUs, memory, USB; and those that take out."""
 
 from typing import Any
 
@@ -43,17 +43,6 @@ def add_memory(name: str, size: int, type: str, output: str) -> None:
 @click.command
 @click.argument("name")
 @click.argument("id")
-@_timeout
-@output_option
-def remove_memory(name: str, id: str, timeout: float, output: str) -> None:
-    """Take memory out that was plugged in; of virtio-mem the guest must have nothing any more."""
-    Node().instance(name).remove_memory(id, timeout=timeout)
-    answer(output, f"{name} no longer has the memory {id}.", {"name": name, "id": id})
-
-
-@click.command
-@click.argument("name")
-@click.argument("id")
 @click.argument("size", type=Size())
 @output_option
 def resize_memory(name: str, id: str, size: int, output: str) -> None:
@@ -89,16 +78,6 @@ def add_usb(name: str, output: str, **fields: Any) -> None:
 
 @click.command
 @click.argument("name")
-@click.argument("id")
-@output_option
-def remove_usb(name: str, id: str, output: str) -> None:
-    """Take a USB device out; the guest is not asked."""
-    Node().instance(name).remove_usb(id)
-    answer(output, f"{name} no longer has the USB device {id}.", {"name": name, "id": id})
-
-
-@click.command
-@click.argument("name")
 @click.argument("host")
 @click.option("--id", help="Of the device; chosen where it is not said.")
 @output_option
@@ -108,12 +87,25 @@ def add_vfio(name: str, host: str, output: str, **fields: Any) -> None:
     answer(output, f"{name} has the device {device.id}.", {"name": name, "id": device.id})
 
 
-@click.command
-@click.argument("name")
-@click.argument("id")
-@_timeout
-@output_option
-def remove_vfio(name: str, id: str, timeout: float, output: str) -> None:
-    """Take a PCI device of the host from the guest."""
-    Node().instance(name).remove_vfio(id, timeout=timeout)
-    answer(output, f"{name} no longer has the device {id}.", {"name": name, "id": id})
+def _removal(kind: str, thing: str, note: str = "") -> click.Command:
+    """The command that takes a device of a kind out."""
+
+    text = f"Take {thing} out of an instance that runs, and out of its specification.{note}"
+
+    @click.command(f"remove-{kind}", help=text)
+    @click.argument("name")
+    @click.argument("id")
+    @_timeout
+    @output_option
+    def remove(name: str, id: str, timeout: float, output: str) -> None:
+        getattr(Node().instance(name), f"remove_{kind}")(id, timeout=timeout)
+        answer(output, f"{name} no longer has {id}.", {"name": name, "id": id})
+
+    return remove
+
+
+remove_disk = _removal("disk", "a disk", " Its image is not touched.")
+remove_nic = _removal("nic", "a network card")
+remove_memory = _removal("memory", "memory", " Of virtio-mem the guest must have nothing any more.")
+remove_usb = _removal("usb", "a USB device", " The guest is not asked.")
+remove_vfio = _removal("vfio", "a PCI device of the host")
