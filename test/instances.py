@@ -65,6 +65,7 @@ def wait_for_shell(vm: Instance, timeout: float = 90) -> None:
     with socket.socket(socket.AF_UNIX) as console:
         console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
         console.settimeout(timeout)
+        console.sendall(b"\n")  # its prompt may have come before anybody listened
         text = b""
         while b"guest# " not in text:
             text += console.recv(4096)
