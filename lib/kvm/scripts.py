@@ -14,6 +14,7 @@ from typing import Final, Literal
 from uuid import UUID, uuid5
 
 from ..errors import ScriptFailed, ScriptSlow
+from ..monitor.interrupt import interrupt_later
 from .spec import Nic
 
 TIMEOUT: Final = 30.0  # s; a script asks a daemon or two. A spanning tree's 30 s are not for it to wait for
@@ -90,20 +91,22 @@ def run(words: Sequence[str], env: Mapping[str, str], *, timeout: float = TIMEOU
     :raises ScriptSlow: it did not end in time. What it did meanwhile holds
     """
     output = bytearray()
-    fate = None
+    fate = child = None
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(reader, False)  # not the other end: a program's writes would fail when it is quicker than we are
     try:
         try:
-            child = _start(words, env, writer)
+            with interrupt_later():  # else it could run, and nobody would know of it
+                child = _start(words, env, writer)
         finally:
             os.close(writer)
-        try:
-            fate = _watch(child, reader, output, time.monotonic() + timeout)
-        finally:
-            _end(child, kill=fate is None or fate.si_status != 0)
+        fate = _watch(child, reader, output, time.monotonic() + timeout)
     finally:
-        os.close(reader)
+        try:
+            if child is not None:
+                _end(child, kill=fate is None or fate.si_status != 0)
+        finally:
+            os.close(reader)
     text = output.decode(errors="replace").strip()
     if fate is None:
         raise ScriptSlow(words[0], timeout, text)

@@ -5,11 +5,9 @@ sleeps until what it waits for is there, or until the leader has got what it wan
 one of them must lead on. So a thread that waits a minute for an event holds up nobody.
 """
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from ..errors import ConnectionClosed
@@ -18,6 +16,7 @@ from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
 from .drive import drive
+from .interrupt import interrupt_later
 from .life import Life, Waits
 from .link import Link, S
 from .socket import MonitorSocket, Wire
@@ -167,25 +166,8 @@ class BlockingWaits(Waits):
         return function()
 
     async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
-        with _interrupt_later():
+        with interrupt_later():
             return await flow
-
-
-@contextmanager
-def _interrupt_later() -> Iterator[None]:
-    """Hold back Ctrl-C until the end of the block, where it would reach this thread."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous is None:
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 class _ThreadGate:

@@ -78,12 +78,12 @@ def test_beyond_what_is_synced_at_once(folders: tuple[Path, Path]) -> None:
 
 
 def test_shared_blocks(tmp_path: Path) -> None:
-    """Where the file system can, nothing is copied."""
+    """Where the file system can, nothing is copied; the copy is the same anywhere."""
     data = sparse(tmp_path / "a")
     with (tmp_path / "a").open("rb") as one, (tmp_path / "try").open("xb") as other:
-        if not copying._share_blocks(one.fileno(), other.fileno()):
-            pytest.skip("the file system of temporary files cannot share blocks")
-    assert len(copied(tmp_path / "a", tmp_path / "b")) == 1
+        can_share = copying._share_blocks(one.fileno(), other.fileno())
+    steps = copied(tmp_path / "a", tmp_path / "b")
+    assert len(steps) == 1 or not can_share
     assert (tmp_path / "b").read_bytes() == data
 
 

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drover.errors import NetworkError, ScriptFailed, ScriptSlow
+from drover.kvm import scripts
 from drover.kvm.scripts import OUTPUT_LIMIT, PLAIN_ENVIRONMENT, environment, nic_uuid, run
 from drover.kvm.spec import Network, Nic
 
@@ -182,6 +184,19 @@ def test_an_interrupt_kills_it(script: Make, tmp_path: Path) -> None:
         run(script(f"echo $$ >{tmp_path}/pid; sleep 1000"), PLAIN_ENVIRONMENT)
     thread.join()
     assert ended(int((tmp_path / "pid").read_text()))
+
+
+def test_an_interrupt_at_its_very_start_kills_it(script: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = scripts._start
+
+    def interrupted(*arguments: Any) -> Any:
+        child = start(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(scripts, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(script("sleep 1000"), PLAIN_ENVIRONMENT)
 
 
 def test_it_ends_with_us(script: Make, tmp_path: Path) -> None:
