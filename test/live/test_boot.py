@@ -19,6 +19,8 @@ from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from instances import bare, bootable, temporary_node, wait_for_shell
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def node() -> Iterator[Node]:

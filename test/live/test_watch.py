@@ -27,6 +27,8 @@ from drover.kvm.spec import parse
 from drover.kvm.watch import Notice, Watcher
 from instances import bare, bootable, temporary_node, type_in, wait_for_shell
 
+pytestmark = pytest.mark.alone
+
 TOP = Path(__file__).resolve().parents[2]
 
 
