@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import convert, structs
 
-from ..errors import CommandError, DroverError, UnplugPending
+from ..errors import DroverError, MonitorError, UnplugPending
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
 from ..ops.throttle import Limits
@@ -24,6 +24,7 @@ from .spec import Disk, Nic, Spec, Throttle
 UNPLUGGING: Final = "unplugging"
 _UNPLUGGED: Final = "unplugged"
 _MOVED: Final = "moved"
+_BACK: Final = "back"
 
 
 class Change(ABC):
@@ -106,6 +107,7 @@ class _Medium(Change):
         vm.change_medium(disk.id, disk.source, format=disk.format or "raw", backing=backing, cache=disk.cache, **how)
 
     def finish(self, ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> list[str]:
+        """By the node of the medium: the old one's, another one's, or none."""
         told = arguments(ledger)
         disk: Disk = convert(told["disk"], Disk)
         if disk.id not in there:
@@ -124,6 +126,7 @@ class _Backend(Change):
     """What a network card stands on. Asked: ``nic`` as it is to be."""
 
     def act(self, ledger: Ledger, vm: QmpConnection, given: Sequence[int] = ()) -> None:
+        """From bridge to bridge the tap moves; else the card goes and comes again, at the same place."""
         runtime, new = runtime_of(ledger.document), self._new(ledger)
         old, device = self._old(ledger, new.id), runtime.devices[new.id]
         if net.can_move(old, new):
@@ -144,6 +147,7 @@ class _Backend(Change):
         plug_nic(vm, runtime, new, given=given, bus=device.bus, addr=device.addr)
 
     def finish(self, ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> list[str]:
+        """By the last step, and whether the card is there. If it is not the new one, it becomes the old one again."""
         pending, runtime, new = ledger.document.pending, runtime_of(ledger.document), self._new(ledger)
         assert pending is not None
         old = self._old(ledger, new.id)
@@ -151,20 +155,26 @@ class _Backend(Change):
             runtime.devices[new.id] = NIC.describe(vm, runtime, new)
             _replace(ledger, "nics", new.id, **structs.asdict(new))
             return [f"{new.id}: it is connected to {new.link or new.mode}"]
-        if new.id in there:
-            if net.can_move(old, new):
+        if new.id not in there:
+            return self._back(ledger, vm, old, new)
+        if net.can_move(old, new):
+            try:
                 self._move(ledger, new, old)
-            return [f"{new.id}: it is connected as it was"]
-        return self._back(ledger, vm, old, new)
+            except (DroverError, OSError) as error:  # whoever comes next could do no better
+                return [f"{new.id}: it could not be put back on {old.link}: {error}"]
+        return [f"{new.id}: it is connected as it was"]
 
     def _back(self, ledger: Ledger, vm: QmpConnection, old: Nic, new: Nic) -> list[str]:
         """The card was taken out, and the new one is not there: the old one comes back, with its address."""
         runtime = runtime_of(ledger.document)
         device = runtime.devices[new.id]
+        ledger.step(_BACK)  # from here on a card that is there is the old one
         notices = NIC.clean(vm, runtime, new)
         try:
             plug_nic(vm, runtime, old, bus=device.bus, addr=device.addr)
-        except (CommandError, DroverError, OSError) as error:
+        except MonitorError:
+            raise
+        except (DroverError, OSError) as error:
             device.stays = True
             return [*notices, f"{old.id}: it is out until the next start, for it could not be put back: {error}"]
         return [*notices, f"{old.id}: it was put back as it was"]

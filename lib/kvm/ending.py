@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 from typing import Final
 
-from ..errors import DroverError, MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
-from . import logs, net
+from ..errors import MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
+from . import logs
 from .cgroup import Cgroup
 from .host import Host
 from .keeper import read_status
+from .kinds import release_nic
 from .ledger import Ledger
 from .process import STATUS_TIMEOUT, Process
-from .record import Runtime, Stop
+from .record import Stop
 from .restart import restart_after
-from .spec import Nic
 from .tpm import end_tpm
 
 _LOG_LINES: Final = 20
@@ -120,9 +120,8 @@ def _release(host: Host, ledger: Ledger) -> list[str]:
     if runtime is None:
         return []
     notices: list[str] = []
-    for index, nic in enumerate(runtime.spec.nics):
-        if nic.on_tap:
-            notices += _release_nic(runtime, nic, index)
+    for nic in runtime.spec.nics:
+        notices += release_nic(runtime, nic)
     try:
         end_tpm(ledger)
     except ProcessStuck as error:
@@ -132,12 +131,3 @@ def _release(host: Host, ledger: Ledger) -> list[str]:
     host.remove_folders(ledger.paths)
     ledger.paths.exit_status.unlink(missing_ok=True)
     return notices
-
-
-def _release_nic(runtime: Runtime, nic: Nic, index: int) -> list[str]:
-    spec = runtime.spec
-    name = net.tap_name(spec.uuid, nic.id)
-    try:
-        return net.release(nic, spec.name, uuid=spec.uuid, index=index, name=name)
-    except (DroverError, OSError) as error:
-        return [f"nics[{index}]: {error}"]

@@ -200,12 +200,12 @@ class Instance(Devices):
     def _opened(self, operation: str, *, patient: bool = True) -> Iterator[Ledger]:
         """The instance's document under its lock, mended.
 
-        :param patient: a QEMU that does not answer is an error; else it is to be ended anyway
+        :param patient: what cannot be mended, as where QEMU does not answer, is an error; else it is to be ended anyway
         """
         with opened(self.host.paths, self.name, operation, self.lock_timeout) as ledger:
             try:
                 mend(self.host, ledger, ANSWER_TIMEOUT)
-            except MonitorTimeout:
+            except DroverError:
                 if patient:
                     raise
             yield ledger

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from msgspec import Struct, structs
 
-from ..errors import CommandError, NotSupported
+from ..errors import CommandError, DroverError, NotSupported
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
 from . import net
@@ -123,6 +123,7 @@ class _Disks(_Listed[Disk]):
     name, type, field = "disk", Disk, "disks"
 
     def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Disk, given: Sequence[int] = ()) -> None:
+        """Plug it in, with a thread of its own where it wants one that is not there yet."""
         if wanted.cdrom or wanted.bus == "sata":
             raise NotSupported("a CD drive, or bus 'sata', in a machine that runs", by="QEMU")
         if wanted.iothread and wanted.iothread not in {thread.id for thread in vm.query_iothreads()}:
@@ -322,13 +323,16 @@ def plug_nic(
 def release_nic(runtime: Runtime, nic: Nic) -> list[str]:
     """Take away what a card stood on, on the host. May be repeated.
 
-    :returns: notices
+    :returns: notices, such as of what could not be taken away: it must not keep the rest from going
     """
     if not nic.on_tap:
         return []
     spec = runtime.spec
-    name = net.tap_name(spec.uuid, nic.id)
-    return net.release(nic, spec.name, uuid=spec.uuid, index=_index(spec, nic), name=name)
+    index, name = _index(spec, nic), net.tap_name(spec.uuid, nic.id)
+    try:
+        return net.release(nic, spec.name, uuid=spec.uuid, index=index, name=name)
+    except (DroverError, OSError) as error:
+        return [f"nics[{index}]: {error}"]
 
 
 def _index(spec: Spec, nic: Nic) -> int:
