@@ -5,8 +5,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from drover.kvm.node import Node
 from drover.testing.machine import Machine
 from faces import FACES, Face
+from instances import VERSIONS, temporary_node
 from machines import qemu_of
 
 KINDS = ["7.2-q35", "7.2-pc", "10.0-q35", "10.0-pc"]
@@ -62,3 +64,20 @@ def firmware(request: pytest.FixtureRequest) -> Iterator[Machine]:
     machine = request.param.split("-")[1]
     with Machine(qemu=qemu_of(request.param), machine=machine, scsi=True, paused=True, name=request.param) as found:
         yield found
+
+
+# -- instances -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node of one's own."""
+    with temporary_node() as node:
+        yield node
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """Of QEMU."""
+    found: str = request.param
+    return found

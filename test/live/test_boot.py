@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from instances import bare, bootable, temporary_node, wait_for_shell
+from instances import bare, bootable, wait_for_shell
 
 pytestmark = pytest.mark.alone
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
 
 
 def create(node: Node, spec: dict[str, Any], **more: Any) -> Instance:

@@ -14,23 +14,11 @@ from drover.kvm.node import Node
 from drover.kvm.record import Runtime
 from drover.kvm.spec import Throttle, parse
 from drover.kvm.taps import open_tap
-from instances import SHELL, VERSIONS, Guest, agree, bare, bootable, temporary_node
+from instances import SHELL, Guest, agree, bare, bootable
 from netns import ip, own_network
 
 MIB = 1 << 20
 BRIDGES = ("drtest0", "drtest1")
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -20,21 +20,9 @@ from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import Spec, parse
-from instances import VERSIONS, Guest, bare, bootable, temporary_node
+from instances import Guest, bare, bootable
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 def qemu_img(*words: object) -> None:

@@ -1,7 +1,6 @@
 """What no cloud has, seen by a guest with Debian's full kernel: USB, SATA, an emulated card, a watchdog."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from drover import QmpConnection
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.testing.image import guest_image
-from instances import SHELL, Guest, bare, temporary_node
+from instances import SHELL, Guest, bare
 
 pytestmark = pytest.mark.live
 
@@ -21,12 +20,6 @@ KINDS = [
     pytest.param("10.0-pc", marks=pytest.mark.slow),
 ]
 USB = "cat /sys/bus/usb/devices/*/product"
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,21 +27,9 @@ from drover.kvm.instance import Instance
 from drover.kvm.ledger import opened
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from instances import VERSIONS, bare, bootable, temporary_node, type_in, wait_for_shell
+from instances import bare, bootable, temporary_node, type_in, wait_for_shell
 
 TOP = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 def pid_of(vm: Instance) -> int:

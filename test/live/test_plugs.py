@@ -21,23 +21,11 @@ from drover.kvm.net import tap_name
 from drover.kvm.node import Node
 from drover.kvm.spec import completed, parse
 from drover.kvm.taps import open_tap
-from instances import VERSIONS, Guest, agree, bare, bootable, temporary_node
+from instances import Guest, agree, bare, bootable
 from netns import ip, own_network
 
 TOP = Path(__file__).resolve().parents[2]
 BRIDGE = "drtest0"
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from instances import VERSIONS, Guest, agree, bootable, temporary_node
+from instances import Guest, agree, bootable, temporary_node
 from netns import ip, own_network
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
@@ -30,12 +30,6 @@ MIB = 1 << 20
 def node() -> Iterator[Node]:
     with own_network(), temporary_node() as node:
         yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 def images(folder: Path, count: int) -> list[str]:

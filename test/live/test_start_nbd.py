@@ -13,19 +13,7 @@ from drover.errors import StartFailed
 from drover.kvm import servers
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from instances import VERSIONS, Guest, bare, bootable, temporary_node
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+from instances import Guest, bare, bootable
 
 
 @contextmanager

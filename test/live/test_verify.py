@@ -16,21 +16,9 @@ from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.verify import Fact, Report
 from drover.ops.throttle import Limits
-from instances import VERSIONS, Guest, bare, bootable, temporary_node
+from instances import Guest, bare, bootable
 
 BRIDGE, OTHER = "drtest0", "drtest1"
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 @pytest.fixture

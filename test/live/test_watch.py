@@ -25,7 +25,7 @@ from drover.kvm.logs import LIMIT
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.watch import Notice, Watcher
-from instances import bare, bootable, temporary_node, type_in, wait_for_shell
+from instances import bare, bootable, type_in, wait_for_shell
 
 pytestmark = pytest.mark.alone
 
@@ -68,12 +68,6 @@ def watching(node: Node, *, log_limit: int = LIMIT) -> Iterator[Watching]:
         it.watcher.stop()
         it.thread.join(20)
         assert not it.thread.is_alive()
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
 
 
 @pytest.fixture(params=["10.0", pytest.param("7.2", marks=pytest.mark.slow)])
