@@ -18,6 +18,7 @@ RUNTIME = [
     "pygments>=2.18,<3",
     "pyroute2>=0.9.2,<0.10",
     "pycdlib>=1.14,<2",
+    "jeepney>=0.8,<1",
     "pyinotify>=0.9.6,<0.10",
     'pyasyncore>=1.0.2,<2; python_version >= "3.12"',
 ]

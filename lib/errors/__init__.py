@@ -51,6 +51,7 @@
     |  +- ProcessRuns              it runs already
     |  +- ProcessGone              it ended, and whatever has its pid now is another
     |  +- GroupBusy                a control group has not stopped, or not ended, in time; also a TimeoutError
+    |  +- ScopeFailed              systemd has not given it a control group: it runs without one
     |  +- ProcessStuck             it was killed and has not ended yet: it sits in the kernel; also a TimeoutError
     +- NetworkError                the host's side of a NIC could not be made: nothing of it is left; or not removed
     |  +- ScriptFailed             a script, or another program for it, failed; its output
@@ -87,6 +88,7 @@ from .node import (
     ProcessRuns,
     ProcessStuck,
     RecordError,
+    ScopeFailed,
     ScriptFailed,
     ScriptSlow,
     SpawnFailed,
@@ -146,6 +148,7 @@ __all__ = [
     "ProcessRuns",
     "ProcessGone",
     "GroupBusy",
+    "ScopeFailed",
     "ProcessStuck",
     "NetworkError",
     "ScriptFailed",

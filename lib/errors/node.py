@@ -223,6 +223,26 @@ class GroupBusy(ProcessError, TimeoutError):
         super().__init__(f"{path}: '{key}' has not changed within {timeout:g} s (processes: {which})")
 
 
+class ScopeFailed(ProcessError):
+    """systemd has not given us a scope.
+
+    :ivar call: the method of its manager that failed
+    :ivar name: its error's name; empty where there was no answer
+    :ivar problem: what it says
+    """
+
+    def __init__(self, call: str, name: str, problem: str) -> None:
+        self.call = call
+        self.name = name
+        self.problem = problem
+        super().__init__(f"systemd: {call}: {problem or name}")
+
+    @property
+    def passing(self) -> bool:
+        """Whether it may be otherwise in a moment: an earlier scope of that name is still ending."""
+        return self.name.endswith(".UnitExists")
+
+
 class ProcessStuck(ProcessError, TimeoutError):
     """The process was sent SIGKILL and has not ended within the deadline.
 

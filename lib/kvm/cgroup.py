@@ -5,12 +5,10 @@ version 1, an instance runs all the same, and a notice says what it lacks.
 """
 
 import contextlib
-import errno
 import os
 import select
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,14 +16,7 @@ from typing import Final
 from ..errors import GroupBusy
 
 PROCS: Final = "cgroup.procs"
-_TREE: Final = "drover"  # the group above all instances'
-_SUFFIX: Final = ".vm"  # an instance may be called `cgroup.procs`
-_KEEPERS: Final = "keepers"
-_SYSTEMD: Final = Path("/run/systemd/system")  # is there when systemd runs the host
-_WHY_NOT: Final = {
-    errno.ENOENT: "version 2 does not have it here",
-    errno.EBUSY: "there are processes in the group itself, and not in one below it",
-}
+KEEPERS: Final = "keepers"
 _PERIOD: Final = 100_000  # µs, the kernel's own default
 FREEZE_TIMEOUT: Final = 5.0  # s; a vCPU under KVM leaves the guest at once, a thread in the middle of I/O does not
 KILL_TIMEOUT: Final = 10.0  # s; as for a process
@@ -60,11 +51,30 @@ class Cgroup:
 
     :ivar path: its directory
     :ivar keepers: the directory of the group of all keepers, which are not to be stopped with their charges
+    :ivar notices: what it lacks, in words
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.keepers = path.parent / _KEEPERS
+        self.keepers = path.parent / KEEPERS
+        self.notices: list[str] = []
+
+    @property
+    def entrances(self) -> tuple[str, str]:
+        """The files by which a keeper moves itself, and its charge; empty: :meth:`take_in` moves both."""
+        return os.fspath(self.keepers / PROCS), os.fspath(self.path / PROCS)
+
+    @property
+    def place(self) -> str:
+        """Its directory in words; empty: there is none."""
+        return os.fspath(self.path)
+
+    def take_in(self, keeper: int, charge: int) -> None:
+        """Move a keeper and its charge, unless they go in by the :attr:`entrances` themselves. Never an error.
+
+        :param keeper: its process id
+        :param charge: likewise, of what is not the program yet
+        """
 
     @property
     def populated(self) -> bool:
@@ -113,20 +123,15 @@ class Cgroup:
             else:
                 time.sleep(_KILL_PAUSE)
 
-    def limit(self, limits: Limits) -> list[str]:
-        """Set all limits, or lift those that are None.
-
-        :returns: a notice for each that is wanted and cannot be set here
-        """
-        notices = []
+    def limit(self, limits: Limits) -> None:
+        """Set all limits, or lift those that are None; there is a notice for each that cannot be set here."""
         for file, text in limits.files().items():
             try:
                 self._write(file, text)
             except OSError as error:
                 if not text.startswith("max"):
                     why = "no such controller here" if isinstance(error, FileNotFoundError) else error.strerror
-                    notices.append(f"{file} is not limited to {text}: {why}")
-        return notices
+                    self.notices.append(f"{file} is not limited to {text}: {why}")
 
     def remove(self) -> bool:
         """Remove it if it is empty.
@@ -185,91 +190,3 @@ class Cgroup:
                 if left <= 0:
                     raise GroupBusy(os.fspath(self.path), key, self.pids(), timeout)
                 poll.poll(left * 1000)
-
-
-class Tree:
-    """Where the groups of all instances are.
-
-    :ivar path: the directory above them; None: there are none to be had, and every instance goes without
-    :ivar notices: what they lack
-    """
-
-    def __init__(self, path: Path | None, notices: Sequence[str] = ()) -> None:
-        self.path = path
-        self.notices = tuple(notices)
-
-    @classmethod
-    def find(cls, above: Path | None = None) -> "Tree":
-        """Make the tree, in the group that is ours to divide.
-
-        That is the one that systemd or whoever started us has delegated to us; and the root, where
-        we are root and no systemd claims it.
-
-        :param above: the group to make it in, where that is somebody's decision
-        """
-        if above is None:
-            above, why = _ours()
-            if above is None:
-                return cls(None, [f"no control groups: {why}"])
-        try:
-            (above / _TREE / _KEEPERS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return cls(None, [f"no control groups: {error.filename}: {error.strerror}"])
-        return cls(above / _TREE, _hand_down(above, above / _TREE))
-
-    def make(self, name: str) -> Cgroup | None:
-        """The group of an instance, made where it is not there; None where there are no groups.
-
-        :raises OSError: it cannot be made
-        """
-        if self.path is None:
-            return None
-        group = Cgroup(self.path / (name + _SUFFIX))
-        group.path.mkdir(exist_ok=True)
-        return group
-
-
-def _ours() -> tuple[Path | None, str]:
-    mount = _mount_point()
-    if mount is None:
-        return None, "version 2 is not mounted"
-    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    own = mount / next((line[4:] for line in lines if line.startswith("0::/")), "")
-    if _SYSTEMD.is_dir() or os.geteuid():
-        if _delegated(own):
-            return own, ""
-        return None, f"{own} is not delegated to us (in a unit of systemd's: Delegate=yes)"
-    return mount, ""
-
-
-def _mount_point() -> Path | None:
-    """Of version 2, alone or beside version 1."""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        if right.startswith("cgroup2 "):
-            return Path(left.split()[4].encode().decode("unicode_escape"))  # \040 is a blank
-    return None
-
-
-def _delegated(group: Path) -> bool:
-    """Whether whoever made the group says so: by making it ours, or by systemd's mark."""
-    with contextlib.suppress(OSError):
-        marks = set(os.listxattr(group))
-        return group.stat().st_uid == os.geteuid() != 0 or not marks.isdisjoint(("user.delegate", "trusted.delegate"))
-    return False
-
-
-def _hand_down(*groups: Path) -> list[str]:
-    """Let the children of each group have the controllers that limits need.
-
-    :returns: a notice for those that are not to be had
-    """
-    notices = []
-    for controller in ("memory", "cpu", "pids"):
-        try:
-            for group in groups:
-                (group / "cgroup.subtree_control").write_text(f"+{controller}", encoding="ascii")
-        except OSError as error:
-            why = _WHY_NOT.get(error.errno or 0, error.strerror)
-            notices.append(f"no limits of the controller '{controller}': {why} ({error.filename or groups[0]})")
-    return notices

@@ -8,10 +8,11 @@ from typing import Final
 
 from .acceleration import Verdict, acceleration
 from .binary import Binary, probe_binary
-from .cgroup import Cgroup, Tree
+from .cgroup import Cgroup
 from .identity import Identity, UidPool
 from .paths import InstancePaths, Paths, default_paths
 from .process import current_boot
+from .tree import Tree
 
 _KVM: Final = Path("/dev/kvm")
 

@@ -11,7 +11,7 @@ How one start goes::
     start the shell       ->     closes all but two descriptors
     pidfd_open, start time  <-   says the child's pid            waits
     record it                    moves itself and the child
-                            <-   to their control groups
+                            <-   to their control groups, unless systemd does
     "go"                  ->     waits                           executes: setpriv, then the program
     look until it has executed   writes the status
 
@@ -54,7 +54,7 @@ keep() {
     fd=${fd##*/}
     ((fd <= 2 || fd == channel || fd == status)) || exec {fd}>&-
   done
-  printf '%s\\n' "$!" >&"$channel"
+  printf '%s %s\\n' "$!" "$BASHPID" >&"$channel"
   if [[ -z $group ]] || { printf 0 >"$keepers" && printf '%s' "$!" >"$group"; }; then
     printf 'ready\\n' >&"$channel"
   else
@@ -148,10 +148,12 @@ class Held:
     """A child that a keeper holds before it becomes the program; a context manager that ends it, unless it was let go.
 
     :ivar pid: its process id, which stays the program's
+    :ivar keeper: its keeper's
     """
 
-    def __init__(self, pid: int, channel: socket.socket, lines: BinaryIO) -> None:
-        self.pid = pid
+    def __init__(self, channel: socket.socket, lines: BinaryIO) -> None:
+        self.pid = 0
+        self.keeper = 0
         self._channel = channel
         self._lines = lines
 
@@ -206,12 +208,12 @@ def start_keeper(
     :raises SpawnFailed: there is no bash, or it does not work
     """
     ours, theirs = socket.socketpair()
-    held = Held(0, ours, ours.makefile("rb"))
+    held = Held(ours, ours.makefile("rb"))
     try:
         with theirs, _memory([str(theirs.fileno()), str(status), *groups, *words]) as stdin:
             _launch(stdin, log, (theirs.fileno(), status, *fds), cwd, env, timeout)
         ours.settimeout(timeout)
-        held.pid = int(held._lines.readline())
+        held.pid, held.keeper = map(int, held._lines.readline().split())
     except (ValueError, TimeoutError) as error:
         held.close()
         raise SpawnFailed(_SHELL[0], "it did not start the program") from error

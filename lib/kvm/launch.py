@@ -139,15 +139,15 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         log = logs.opened(lent, paths.log)
         logs.begin(log, runtime.generation)
         group, lacks = host.group(paths.name, spec.uuid)
-        lacks += _limit(group, spec.limits)
         runtime.uid = None if identity is None else identity.uid
-        runtime.cgroup = "" if group is None else str(group.path)
         if spec.tpm is not None:
             fds["tpm"] = start_tpm(lent, host.paths, ledger, identity, group, log)
         runtime.argv = [binary.path, *plan.resolve(fds | found)]
 
         def record(process: Process) -> None:
             runtime.pid, runtime.start_time = process.pid, process.start_time
+            lacks.extend(_limit(group, spec.limits))
+            runtime.cgroup = "" if group is None else group.place
             ledger.step("run")
 
         spawn(
@@ -159,11 +159,12 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
 
 
 def _limit(group: Cgroup | None, wanted: LimitSpec) -> list[str]:
-    """Set the limits, before anything is in the group; what could not be, in words."""
-    limits = Limits(memory=wanted.memory, cpus=wanted.cpus, threads=wanted.threads)
-    if group is not None:
-        return group.limit(limits)
-    return ["limits: they need a control group"] if wanted != LimitSpec() else []
+    """Set the limits, before anything in the group executes; what it lacks, in words."""
+    if group is None or not group.place:
+        unlimited = [] if wanted == LimitSpec() else ["limits: they need a control group"]
+        return unlimited if group is None else [*group.notices, *unlimited]
+    group.limit(Limits(memory=wanted.memory, cpus=wanted.cpus, threads=wanted.threads))
+    return group.notices
 
 
 def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:

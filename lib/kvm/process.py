@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..errors import ArgumentError, ProcessGone, ProcessStuck, SpawnFailed
-from .cgroup import PROCS, Cgroup
+from .cgroup import Cgroup
 from .identity import Identity
 from .keeper import COMMAND_LINE, ExitStatus, open_status, read_status, start_keeper
 
@@ -182,7 +182,7 @@ def spawn(
         held = start_keeper(
             [*_privileges(identity), *words],
             status,
-            groups=(os.fspath(cgroup.keepers / PROCS), os.fspath(cgroup.path / PROCS)) if cgroup else ("", ""),
+            groups=cgroup.entrances if cgroup else ("", ""),
             fds=fds,
             log=log_fd,
             cwd=cwd,
@@ -194,6 +194,8 @@ def spawn(
     with held:
         process = Process._open(held.pid, status_path)
         try:
+            if cgroup:
+                cgroup.take_in(held.keeper, held.pid)
             if before:
                 before(process)
             problem = _see_it_execute(process, deadline) if held.let_go() else _NOT_MOVED

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from drover.kvm.cgroup import Cgroup, Tree
+from drover.kvm.cgroup import Cgroup
+from drover.kvm.tree import Tree
 from groups import own_tree
 
 
