@@ -73,7 +73,7 @@ class Container:
 
     def enter(self, *words: str, timeout: float = 60) -> str:
         """The same outside of any unit, as somebody who looks in from the host."""
-        inside = ["nsenter", "--target", str(self._init), "--root", *_NAMESPACES]
+        inside = ["nsenter", "--target", str(self._init), "--root", "--wd", *_NAMESPACES]
         done = subprocess.run([*inside, *words], capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, (words, done.stdout, done.stderr, (self.shared / "console").read_text())
         return done.stdout + done.stderr

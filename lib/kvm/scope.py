@@ -147,6 +147,7 @@ class Scope(Cgroup):
         self._systemd.attach(self.unit, f"/{self._member}", [charge])
 
     def _divide(self, keeper: int, charge: int, deadline: float) -> None:
+        self._arrival(keeper, deadline)  # either may be the first one there
         scope = self._arrival(charge, deadline)
         self.path, self.keepers = scope / self._member, scope / KEEPERS
         for group, pid in ((self.keepers, keeper), (self.path, charge)):

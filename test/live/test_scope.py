@@ -23,6 +23,17 @@ ExecStart=/bin/true
 ExecStop={DROVER} stop-all --timeout 60
 """
 
+# What a session of an ordinary user has beside it: a systemd of their own.
+USER = """\
+[Service]
+Type=notify
+User=games
+Delegate=yes
+Environment=XDG_RUNTIME_DIR=/run/user HOME=/run/user
+ExecStartPre=+install -d -o games -m 0700 /run/user
+ExecStart=/lib/systemd/systemd --user
+"""
+
 
 class Node:
     """The instances in a container."""
@@ -57,7 +68,7 @@ def host(shared: Path) -> Iterator[Node]:
     """A host of its own."""
     for folder in (shared, *shared.parents[:2]):
         folder.chmod(0o711)  # QEMU's own user has to pass
-    with container(shared, {"drover-guests.service": GUESTS % shared}) as inside:
+    with container(shared, {"drover-guests.service": GUESTS % shared, "user.service": USER}) as inside:
         yield Node(inside)
 
 
@@ -114,6 +125,25 @@ def test_limits_where_there_is_no_controller(node: Node) -> None:
     for controller in ("memory", "pids"):
         assert (f"{controller}.max is not limited" in said) == (controller not in found)
     node.drover("kill", "c")
+
+
+def test_an_ordinary_users(node: Node) -> None:
+    """Their own systemd has the scope, below what the host's has given it."""
+    node.host.enter("systemctl", "start", "user.service")
+    path = node.host.shared / "u.json"
+    path.write_text(json.dumps(bare("7.2", "u", tpm={}) | {"emulator": "/usr/bin/qemu-system-x86_64"}))
+    path.chmod(0o644)
+    place = "XDG_RUNTIME_DIR=/run/user", "HOME=/run/user", f"PYTHONPATH={TOP}/build/py"
+    user = ("setpriv", "--reuid=games", "--clear-groups", "env", *place)
+    node.host.enter(*user, DROVER, "create", str(path))
+    assert "control group" not in node.host.enter(*user, DROVER, "start", "u")
+    unit, = node.host.enter(*user, "systemctl", "--user", "show", "drover-*", "--property=ControlGroup").split()
+    scope = unit.removeprefix("ControlGroup=")
+    assert scope.startswith("/system.slice/user.service/machine.slice/drover-u-")
+    members = {Path(program).name for group in ("keepers", f"{Path(scope).stem.removeprefix('drover-')}.vm")
+               for program in node.group(Path(f"/sys/fs/cgroup{scope}/{group}"))}  # fmt: skip
+    assert members == {"bash", "swtpm", "qemu-system-x86_64"}
+    node.host.enter(*user, DROVER, "kill", "u")
 
 
 def test_a_systemd_that_does_not_answer_is_a_notice(node: Node) -> None:
