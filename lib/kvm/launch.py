@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import structs
 
-from ..errors import DroverError, MonitorError, StartFailed
+from ..errors import DroverError, MonitorError, NotSupported, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
 from . import argv, logs, net
@@ -30,6 +30,7 @@ from .cgroup import Cgroup, Limits
 from .ending import conclude, end_process, log_tail
 from .firmware import find_firmware
 from .host import Host
+from .jail import Jail
 from .ledger import Ledger
 from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
@@ -153,9 +154,23 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         spawn(
             runtime.argv, status_path=paths.exit_status, log_fd=log,
             fds=[*boot_fds, *((fds | found)[name] for name in plan.fds)],
-            identity=identity, cgroup=group, before=record,
+            identity=identity, cgroup=group, jail=_jail(host, ledger, runtime), before=record,
         ).close()  # fmt: skip
     return [*([runtime.notice] if runtime.notice else []), *lacks, *notices]
+
+
+def _jail(host: Host, ledger: Ledger, runtime: Runtime) -> Jail | None:
+    """The root directory that it gets.
+
+    :raises NotSupported: it wants one, and that takes root
+    """
+    paths = ledger.paths
+    if not runtime.spec.chroot:
+        return None
+    if host.rootless:
+        raise NotSupported("chroot = true", "root", by="an ordinary user")
+    paths.root.mkdir(mode=0o755, exist_ok=True)
+    return Jail(paths.root, emulator=runtime.emulator, private=paths.private, spec=runtime.spec)
 
 
 def _limit(group: Cgroup | None, wanted: LimitSpec) -> list[str]:

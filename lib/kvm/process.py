@@ -16,6 +16,7 @@ from typing import Final, Self
 from ..errors import ArgumentError, ProcessGone, ProcessStuck, SpawnFailed
 from .cgroup import Cgroup
 from .identity import Identity
+from .jail import CHROOT, UNSHARE, Jail
 from .keeper import COMMAND_LINE, ExitStatus, open_status, read_status, start_keeper
 
 START_TIMEOUT: Final = 10.0  # s; it takes some 5 ms: more is a host that swaps, or a binary on a file server that hangs
@@ -150,6 +151,7 @@ def spawn(
     fds: Sequence[int] = (),
     identity: Identity | None = None,
     cgroup: Cgroup | None = None,
+    jail: Jail | None = None,
     cwd: str = "/",
     env: Mapping[str, str] | None = None,
     before: Callable[[Process], None] | None = None,
@@ -167,6 +169,7 @@ def spawn(
     :param fds: what it inherits, under the same numbers
     :param identity: run it as this user, in these groups alone, without any capability; None: as us
     :param cgroup: where it is before its first instruction
+    :param jail: the root directory that it has, which is made for it
     :param env: all its environment; None: a plain path and locale
     :param before: called with the process that is about to become the program. If it raises, the
         program does not run: the place to record the pid
@@ -180,7 +183,7 @@ def spawn(
     status = open_status(status_path, STATUS_TIMEOUT)
     try:
         held = start_keeper(
-            [*_privileges(identity), *words],
+            [*(jail.words() if jail else ()), *_privileges(identity), *words],
             status,
             groups=cgroup.entrances if cgroup else ("", ""),
             fds=fds,
@@ -228,12 +231,12 @@ def _privileges(identity: Identity | None) -> list[str]:
 
 
 def _see_it_execute(process: Process, deadline: float) -> str:
-    """Nothing tells us of an exec, so look at the command line until it is no longer the keeper's or setpriv's.
+    """Nothing tells us of an exec, so look at the command line until it is the program's, and none of those before it.
 
     :returns: what went wrong, if something did
     """
     pause = _FIRST_LOOK
-    before = (COMMAND_LINE, _SETPRIV.encode() + b"\0--")
+    before = (COMMAND_LINE, *("\0".join(words).encode() for words in (UNSHARE, (CHROOT, "/"), (_SETPRIV, "--"))))
     while True:
         line = _command_line(process.pid)  # empty in the middle of an exec, and at the end
         if not process.alive:

@@ -14,6 +14,7 @@ from ..ops.nodes import BlockNode, BlockTree
 from ..ops.throttle import Limits
 from ..ops.virtio import DriverState
 from . import netlink
+from .jail import rooted_elsewhere
 from .ledger import Ledger
 from .process import Process
 
@@ -86,6 +87,7 @@ class Body(Struct, kw_only=True):
 
     :ivar uid: the user it runs as
     :ivar cgroup: the folder of its control group, as seen from the mount point
+    :ivar jailed: its root directory is not the host's
     :ivar files: what it has open, by device and inode
     :ivar taps: that it has open, by name
     :ivar sockets: that there are in the folder of the run
@@ -93,6 +95,7 @@ class Body(Struct, kw_only=True):
 
     uid: int
     cgroup: str
+    jailed: bool
     files: dict[FileId, str]
     taps: dict[str, Tap]
     sockets: list[str]
@@ -186,7 +189,8 @@ def body(ledger: Ledger, process: Process) -> Body:
             _look_at(folder, fd, files, taps)
     for name, tap in taps.items():
         tap.up, tap.bridge = netlink.state_of(name) or (False, "")
-    return Body(uid=uid, cgroup=cgroup, files=files, taps=taps, sockets=sorted(_sockets(ledger)))
+    jailed = rooted_elsewhere(process.pid)
+    return Body(uid=uid, cgroup=cgroup, jailed=jailed, files=files, taps=taps, sockets=sorted(_sockets(ledger)))
 
 
 def _look_at(folder: str, fd: str, files: dict[FileId, str], taps: dict[str, Tap]) -> None:

@@ -191,6 +191,8 @@ def _remains(ledger: Ledger) -> Iterator[Fact]:
 def _process(host: Host, ledger: Ledger, runtime: Runtime, body: Body) -> Iterator[Fact]:
     uid = os.geteuid() if runtime.uid is None else runtime.uid
     yield _fact("process user", record=str(uid), qemu=str(body.uid), remedy=NEXT_START)
+    roots = ("the host's", "its own")
+    yield _fact("process root", record=roots[runtime.spec.chroot], qemu=roots[body.jailed], remedy=NEXT_START)
     if runtime.cgroup:
         # the mount point is the host's business
         same = body.cgroup != "/" and runtime.cgroup.endswith(body.cgroup)

@@ -205,6 +205,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar cloud_init: what cloud-init in the guest finds
     :ivar smbios: what the guest reads of its hardware
     :ivar limits: what it may use of the host at most
+    :ivar chroot: QEMU has a root directory of its own, with nothing of the host but what it needs
     :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them. A ``-device`` has to be
         JSON, for QEMU makes all that are not before the buses that are
     """
@@ -243,6 +244,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cloud_init: CloudInit | None = None
     smbios: Smbios = Smbios()
     limits: LimitSpec = LimitSpec()
+    chroot: bool = False
     extra_args: tuple[Text, ...] = ()
 
     @property
