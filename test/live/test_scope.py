@@ -18,9 +18,9 @@ GUESTS = f"""\
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-Environment=PYTHONPATH={TOP}/build/py DROVER_STATE_DIR=%s/state
+Environment="PYTHONPATH={TOP}/build/py" "DROVER_STATE_DIR=%s/state"
 ExecStart=/bin/true
-ExecStop={DROVER} stop-all --timeout 60
+ExecStop="{DROVER}" stop-all --timeout 60
 """
 
 # What a session of an ordinary user has beside it: a systemd of their own.
@@ -150,7 +150,7 @@ def test_a_systemd_that_does_not_answer_is_a_notice(node: Node) -> None:
     """Here its bus is hidden; the machine runs without a group."""
     node.create(bare("10.0", "d"))
     path = node.host.shared / "no-bus"
-    wrapper = f"#!/bin/sh\nmount -t tmpfs none /run/dbus && exec {DROVER} start d\n"
+    wrapper = f"#!/bin/sh\nmount -t tmpfs none /run/dbus && exec '{DROVER}' start d\n"
     path.write_text(wrapper)
     path.chmod(0o755)
     said = node.host.run("unshare", "--mount", str(path), env=node.env)
