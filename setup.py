@@ -18,6 +18,7 @@ RUNTIME = [
     "pygments>=2.18,<3",
     "pyroute2>=0.9.2,<0.10",
     "pycdlib>=1.14,<2",
+    "aiohttp>=3.12,<4",
     "jeepney>=0.8,<1",
     "pyinotify>=0.9.6,<0.10",
     'pyasyncore>=1.0.2,<2; python_version >= "3.12"',
@@ -37,6 +38,7 @@ BENCH = ["qemu.qmp>=0.0.6,<0.1", "avocado-framework-plugin-vt>=113,<114"]
 # The launchers of `make install` are their like: daemons/*.in
 PROGRAMS = [
     "drover = drover.cli.main:main",
+    "drover-noded = drover.node.daemon:main",
     "drover-qmp-shell = drover.shell.qmp:main",
     "drover-qmp-shell-wrap = drover.shell.qmp:main_wrap",
 ]

@@ -14,7 +14,7 @@ from drover.kvm.condition import Condition
 from drover.kvm.instance import SHUTDOWN_TIMEOUT
 from drover.kvm.node import Node, Report
 from drover.kvm.record import Document, Stop
-from drover.kvm.spec import Spec, dump, load
+from drover.kvm.spec import Spec, load, public
 
 
 def read_spec(path: Path) -> Spec:
@@ -176,10 +176,7 @@ def _row(report: Report) -> dict[str, Any]:
 def show(name: str, output: str) -> None:
     """Show an instance: what it does, how its last run ended, and its specification."""
     condition = Node().instance(name).show()
-    spec = json.loads(dump(condition.document.spec))
-    for screen in ("vnc", "spice"):
-        if spec.get(screen) and spec[screen].get("password"):
-            spec[screen] |= {"password": "***"}
+    spec = public(condition.document.spec)
     facts = _facts(condition)
     if output == "json":
         answer(output, "", facts | {"spec": spec})

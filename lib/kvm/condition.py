@@ -1,6 +1,6 @@
 """How an instance is at this moment: from its document, its process, and QEMU's own answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -94,15 +94,25 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
 def state_of(vm: QmpConnection) -> tuple[State, str]:
     """What a QEMU that answers does, and more of it."""
     status = vm.query_status().status
-    state = _STATES.get(status, State.PAUSED)
+    state = state_named(status)
     if state is State.IO_ERROR:
         return state, ", ".join(f"{name}: {problem}" for name, problem in failed_disks(vm).items())
     return state, "" if status == state else status
 
 
+def state_named(status: str) -> State:
+    """What a QEMU of this run state does (``RunState`` of qapi/run-state.json)."""
+    return _STATES.get(status, State.PAUSED)
+
+
 def failed_disks(vm: QmpConnection) -> dict[str, str]:
     """The disks whose storage has failed, by id: ``nospace``, or ``failed``."""
-    statuses = {_name(device): str(device.get("io-status", "ok")) for device in vm.query_block()}
+    return failed_among(vm.query_block())
+
+
+def failed_among(devices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of the devices that ``query-block`` tells whose storage has failed; see :func:`failed_disks`."""
+    statuses = {_name(device): str(device.get("io-status", "ok")) for device in devices}
     return {name: status for name, status in statuses.items() if status != "ok"}
 
 

@@ -4,8 +4,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -64,11 +65,11 @@ class Node:
 
 
 @contextlib.contextmanager
-def host(shared: Path) -> Iterator[Node]:
-    """A host of its own."""
+def host(shared: Path, units: Mapping[str, str] = MappingProxyType({})) -> Iterator[Node]:
+    """A host of its own, with more units."""
     for folder in (shared, *shared.parents[:2]):
         folder.chmod(0o711)  # QEMU's own user has to pass
-    with container(shared, {"drover-guests.service": GUESTS % shared, "user.service": USER}) as inside:
+    with container(shared, {"drover-guests.service": GUESTS % shared, "user.service": USER, **units}) as inside:
         yield Node(inside)
 
 
@@ -157,6 +158,28 @@ def test_a_systemd_that_does_not_answer_is_a_notice(node: Node) -> None:
     assert "no control groups" in said
     assert node.document("d")["runtime"].get("cgroup") is None
     node.drover("kill", "d")
+
+
+def test_the_node_daemon_as_a_unit(tmp_path: Path) -> None:
+    """The unit as it is shipped: ready when it answers, and its end is not the machines'."""
+    programs = Path(DROVER).parent
+    text = (TOP / "daemons" / "drover-noded.service.in").read_text().replace("@sbindir@/drover-noded", "/opt/noded")
+    env = f'Environment="PYTHONPATH={TOP}/build/py" "DROVER_STATE_DIR={tmp_path}/state"\nExecStart='
+    with host(tmp_path, {"drover-noded.service": text.replace("ExecStart=", env)}) as node:
+        (tmp_path / "noded").write_text(f"#!/bin/sh\nexec '{programs}/drover-noded' \"$@\"\n")
+        node.host.enter("install", "-m", "755", str(tmp_path / "noded"), "/opt/noded")
+        unit = "/etc/systemd/system/drover-noded.service"
+        assert node.host.enter("systemd-analyze", "verify", "--man=no", unit) == ""
+        node.host.enter("systemctl", "start", "drover-noded.service")  # returns when it is ready
+        node.create(bare("7.2", "a"))
+        call = "from noded import *; d = Noded.__new__(Noded); d.socket = Path('/run/drover/noded.sock')\nd.do('start', 'a')"
+        place = f"PYTHONPATH={TOP}/test:{TOP}/build/py"
+        node.host.enter("env", place, sys.executable, "-c", call)
+        node.host.enter("systemctl", "restart", "drover-noded.service")
+        assert "running" in node.drover("show", "a")
+        node.host.enter("systemctl", "stop", "drover-noded.service")
+        assert "running" in node.drover("show", "a")
+        node.drover("kill", "a")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

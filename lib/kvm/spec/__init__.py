@@ -11,7 +11,7 @@
 import tomllib
 from typing import Any
 
-from msgspec import UNSET, DecodeError, json
+from msgspec import UNSET, DecodeError, json, to_builtins
 
 from ...errors import ArgumentError, Problem, SpecError
 from .checks import check, check_names
@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "parse",
     "dump",
+    "public",
     "completed",
     "MachineSpec",
     "CpuSpec",
@@ -103,3 +104,12 @@ def dump(spec: Spec) -> bytes:
     Passwords are in it, in clear: what it is written to is nobody else's to read.
     """
     return json.format(json.encode(spec), indent=2) + b"\n"
+
+
+def public(spec: Spec) -> dict[str, Any]:
+    """The specification as JSON values for whoever may see it: of a password only that there is one."""
+    shown: dict[str, Any] = to_builtins(spec)
+    for screen in ("vnc", "spice"):
+        if shown.get(screen) and shown[screen].get("password"):
+            shown[screen] |= {"password": "***"}
+    return shown

@@ -128,6 +128,9 @@ class Reader:
         good = isinstance(value, str) and value in kind.values
         return value if good else self._bad(path, value, describe(kind))
 
+    def _any(self, kind: inspect.AnyType, value: Any, path: str, _: str) -> Any:
+        return value
+
     def _secret(self, value: Any, path: str) -> Any:
         text = value.get("secret") if isinstance(value, Mapping) else value
         return Secret(text) if isinstance(text, str) and text else self._bad(path, UNSET, "it has to be a text")
@@ -169,4 +172,5 @@ _READERS: Final[Mapping[type, Callable[..., Any]]] = {
     inspect.FloatType: Reader._float,
     inspect.StrType: Reader._str,
     inspect.LiteralType: Reader._literal,
+    inspect.AnyType: Reader._any,
 }

@@ -1,0 +1,54 @@
+"""Who calls, and what they may do."""
+
+import grp
+import os
+import pwd
+import socket
+import struct
+from contextlib import suppress
+from typing import Final
+
+from aiohttp import web
+from msgspec import Struct
+
+from .operations import Role
+
+GROUP: Final = "drover"  # its members may operate the instances of a host
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """Who calls.
+
+    :ivar name: for the audit log
+    :ivar role: what they may do
+    """
+
+    name: str
+    role: Role
+
+
+def caller_of(request: web.Request) -> Caller:
+    """By the kernel's word for whoever opened the connection: root, and the user this daemon runs as, may do anything.
+
+    The socket's mode lets in its group alone, and who is in that may operate.
+    """
+    transport = request.transport
+    peer = transport.get_extra_info("socket") if transport is not None else None
+    if peer is None or peer.family != socket.AF_UNIX:
+        return Caller(name="nobody", role=Role.VIEWER)
+    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    name = str(uid)
+    with suppress(KeyError):
+        name = pwd.getpwuid(uid).pw_name
+    return Caller(name=name, role=Role.ADMIN if uid in (0, os.geteuid()) else Role.OPERATOR)
+
+
+def give_to_group(path: str) -> None:
+    """Let the group :data:`GROUP` open a socket, if there is one, and nobody else but its owner."""
+    gid = -1
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            gid = grp.getgrnam(GROUP).gr_gid
+        os.chown(path, -1, gid)
+    os.chmod(path, 0o660 if gid >= 0 else 0o600)

@@ -1,0 +1,115 @@
+"""drover-noded: serves the instances of one host."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from ..errors import DroverError, InstanceBusy
+from ..kvm.lock import locked
+from ..kvm.node import Node
+from ..kvm.paths import default_paths
+from ..kvm.service import notify, passed_sockets, watchdog_seconds
+from ..version import __version__
+from . import logs
+from .access import give_to_group
+from .feed import Feed
+from .model import Model
+from .server import Server
+from .work import Worker
+
+SOCKET: Final = "noded.sock"  # in the folder of what runs
+_LOCK: Final = ".noded"  # no instance's name begins so
+# Seconds that calls have to come to their end when it is stopped; what is cut off is completed or undone later.
+_LAST_CALLS: Final = 10.0
+log = logging.getLogger("drover.node")
+
+
+async def serve(node: Node, listener: socket.socket, stopping: asyncio.Event) -> None:
+    """Serve a node's instances until told to stop. They run on.
+
+    :param listener: a listening unix socket; closed at the end
+    """
+    async with AsyncExitStack() as stack:
+        worker = Worker(node)
+        stack.callback(worker.close)
+        for report in await worker.do("", node.adopt):
+            for text in (*report.notices, *([str(report.error)] if report.error else [])):
+                log.info("%s: %s", report.name, text, extra={"instance": report.name})
+        model = Model(node.host, worker.tend)
+        server = Server(worker, model, Feed(model))
+        stack.push_async_callback(model.stop)
+        await model.start()
+        runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=_LAST_CALLS)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, listener).start()
+        log.info("%d instances", len(model.summaries))
+        notify("READY=1")
+        await _watched(stopping)
+        notify("STOPPING=1")
+
+
+async def _watched(stopping: asyncio.Event) -> None:
+    """Wait to be stopped, and let systemd's watchdog know that the loop turns."""
+    seconds = watchdog_seconds()
+    while not stopping.is_set():
+        try:
+            async with asyncio.timeout(seconds and seconds / 3):
+                await stopping.wait()
+        except TimeoutError:
+            notify("WATCHDOG=1")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the daemon, in the foreground."""
+    parser = argparse.ArgumentParser("drover-noded", description="Serves the instances of this host.")
+    parser.add_argument("--socket", type=Path, help=f"where to listen; RUN/{SOCKET} by default, or what systemd passes")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning"), default="info")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    chosen = parser.parse_args(arguments)
+    logs.begin(chosen.log_level)
+    node = Node(default_paths())
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(locked(node.host.paths.locks, _LOCK, "drover-noded", 0))
+            asyncio.run(_until_signal(node, _listen(chosen.socket or node.host.paths.run / SOCKET)))
+    except InstanceBusy as busy:
+        sys.exit(f"drover-noded: it runs already ({busy.holder})")
+    except (DroverError, OSError) as error:
+        sys.exit(f"drover-noded: {error}")
+
+
+async def _until_signal(node: Node, listener: socket.socket) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a reload: nothing is read but at the start
+    await serve(node, listener, stopping)
+
+
+def _listen(path: Path) -> socket.socket:
+    """The socket that systemd passed, else one of our own, in the place of one that was left."""
+    if passed := passed_sockets():
+        return passed[0]
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    old = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(old)
+    give_to_group(os.fspath(path))
+    listener.listen(128)
+    return listener

@@ -1,0 +1,274 @@
+"""The node daemon, from outside: a real process over real QEMUs."""
+
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drover.kvm.node import Node
+from instances import VERSIONS, bare, bootable, temporary_node, wait_for_shell
+from noded import PROGRAM, Noded, UnixConnection, running
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with temporary_node() as node:
+        yield node
+
+
+@pytest.fixture
+def noded(node: Node, tmp_path: Path) -> Iterator[Noded]:
+    with running(node.host.paths, tmp_path / "log") as daemon:
+        yield daemon
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 30) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_life(noded: Noded, version: str) -> None:
+    """Every verb; what the list says is true when the verb has answered."""
+    noded.create(bare(version, "a"))
+    assert noded.rows()["a"]["state"] == "stopped"
+    steps = "start running, start running, pause paused, resume running, reset running, mend running, kill stopped"
+    for verb, state in (step.split() for step in f"{steps}, kill stopped".split(", ")):
+        noded.do(verb, "a")
+        assert noded.rows()["a"]["state"] == state, verb
+    noded.do("rename", "a", to="b")
+    noded.do("clone", "b", to="c")
+    assert sorted(noded.rows()) == ["b", "c"]
+    status, shown = noded.call("GET", "/v1/instances/b")
+    assert (status, shown["last_stop"]["reason"], shown["spec"]["name"]) == (200, "request", "b")
+    for name in ("b", "c"):
+        assert noded.call("DELETE", f"/v1/instances/{name}")[0] == 200
+    assert noded.rows() == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_devices(noded: Noded, version: str, tmp_path: Path) -> None:
+    image = tmp_path / "a.img"
+    with image.open("wb") as file:
+        file.truncate(1 << 20)
+    noded.create(bare(version, "a", cpu={"count": 1, "max": 2}))
+    noded.do("start", "a", paused=True)
+    assert noded.rows()["a"]["state"] == "starting"
+    noded.do("resume", "a")
+    disk = noded.do("add-disk", "a", source=str(image), format="raw")
+    assert noded.do("resize-disk", "a", id=disk["id"], size="2MiB") == {"size": 2 << 20}
+    noded.do("set-throttle", "a", id=disk["id"], limits={"iops_total": 100})
+    nic = noded.do("add-nic", "a", mode="user")
+    noded.do("set-link", "a", id=nic["id"], up=False)
+    assert noded.rows()["a"]["disks"] == noded.rows()["a"]["nics"] == 1
+    assert noded.do("qmp", "a", execute="query-status")["running"] is True
+    assert noded.call("GET", "/v1/instances/a/verify")[1]["agrees"] is True
+    noded.do("kill", "a")
+
+
+def test_what_others_do_is_seen(node: Node, noded: Noded) -> None:
+    """The library in another process takes the monitor that the daemon holds, and the daemon comes back."""
+    noded.create(bare("7.2", "a"))
+    vm = node.instance("a")
+    vm.start()
+    wait_for(lambda: noded.rows()["a"]["state"] == "running")
+    for _ in range(20):
+        vm.pause()
+        wait_for(lambda: noded.rows()["a"]["state"] == "paused", 2)
+        vm.resume()
+        wait_for(lambda: noded.rows()["a"]["state"] == "running", 2)
+    runtime = vm.show().document.runtime
+    assert runtime is not None
+    os.kill(runtime.pid, signal.SIGKILL)
+    wait_for(lambda: noded.rows()["a"]["state"] == "stopped")  # it takes note by itself
+    assert noded.rows()["a"]["last_stop"] == "crash"
+    node.delete("a")
+    wait_for(lambda: noded.rows() == {}, 2)
+
+
+def test_a_guest_shuts_down_and_is_started_again(node: Node, noded: Noded) -> None:
+    noded.create(bootable("10.0", "a", restart="always"))
+    noded.do("start", "a")
+    wait_for_shell(node.instance("a"))
+    noded.do("qmp", "a", execute="system_powerdown")
+    wait_for(lambda: noded.rows()["a"]["generation"] == 2)
+    wait_for(lambda: noded.rows()["a"]["state"] == "running")
+    assert noded.do("stop", "a", timeout=0.1)["stop"]["forced"] is True
+
+
+def test_one_that_hangs_delays_nobody(noded: Noded) -> None:
+    for name in ("stuck", "well"):
+        noded.create(bare("7.2", name))
+        noded.do("start", name)
+    pid = noded.rows()["stuck"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        hung = threading.Thread(target=noded.call, args=("POST", "/v1/instances/stuck/pause", {}))
+        hung.start()
+        for verb in ("pause", "resume"):
+            noded.do(verb, "well")
+        times = []
+        for _ in range(50):
+            begun = time.monotonic()
+            noded.rows()
+            times.append(time.monotonic() - begun)
+        assert max(times) < 0.5  # not of the time that a call has to wait for it, 10 s
+        wait_for(lambda: noded.rows()["stuck"]["state"] == "unresponsive")
+        assert noded.rows()["stuck"]["since"] <= time.time()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    hung.join()
+    wait_for(lambda: noded.rows()["stuck"]["state"] in ("running", "paused"))
+
+
+def test_killed_at_any_time(node: Node, noded: Noded) -> None:
+    """Under starts, plugs and ends: no machine dies that is to run, none is there twice, the list is true."""
+    dice = random.Random(seed := random.randrange(1 << 30))
+    print(f"seed {seed}")
+    names = ["a", "b", "c"]
+    for name in names:
+        noded.create(bare("7.2", name))
+    noded.do("start", "a")
+    first = noded.rows()["a"]["pid"]
+    for _ in range(12):
+        calls: list[tuple[str, str, Any]] = [("b", "start", {}), ("c", "start", {}), ("b", "kill", {})]
+        calls += [("c", "pause", {}), ("b", "add-nic", {"mode": "user"})]
+        threads = [
+            threading.Thread(target=_careless, args=(noded, f"/v1/instances/{name}/{verb}", body))
+            for name, verb, body in dice.sample(calls, 3)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(dice.random() * 0.3)
+        noded.kill()
+        for thread in threads:
+            thread.join()
+        noded.start()
+        rows = noded.rows()
+        assert (rows["a"]["pid"], rows["a"]["state"]) == (first, "running")
+        for name in names:
+            shown = node.instance(name).show()
+            runtime = shown.document.runtime
+            wait_for(lambda name=name, pid=runtime.pid if runtime else 0: noded.rows()[name]["pid"] == pid, 5)
+            assert qemus(name, node) == ([runtime.pid] if runtime else [])
+            assert node.instance(name).verify().agrees
+
+
+def _careless(noded: Noded, path: str, body: Any) -> None:
+    try:
+        noded.call("POST", path, body)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError):
+        pass
+
+
+def qemus(name: str, node: Node) -> list[int]:
+    """The processes that are this instance's QEMU."""
+    uuid = node.instance(name).show().document.spec.uuid.encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if uuid in words and b"qemu" in words[0]:
+            found.append(int(folder.name))
+    return found
+
+
+def test_events(noded: Noded) -> None:
+    """Numbered, in order, and from a number on for who comes back."""
+    connection = UnixConnection(noded.socket, 20)
+    connection.request("GET", "/v1/events")
+    stream = connection.getresponse()
+    noded.create(bare("7.2", "a"))
+    noded.do("start", "a")
+    noded.do("kill", "a")
+    states = []
+    while not states or states[-1] != "stopped" or "running" not in states:
+        line = stream.readline().decode()
+        if line.startswith("id: "):
+            number = int(line[4:])
+        elif line.startswith("data: "):
+            states.append(json.loads(line[6:])["summary"]["state"])
+    assert states[0] == "stopped"
+    connection.close()
+    again = UnixConnection(noded.socket, 20)
+    again.request("GET", "/v1/events", headers={"Last-Event-ID": str(number - 1)})
+    assert again.getresponse().readline() == f"id: {number}\n".encode()
+    again.close()
+
+
+def test_what_is_wrong_is_told(noded: Noded) -> None:
+    noded.create(bare("7.2", "web1"))
+    for method, path, body, status, code in (
+        ("POST", "/v1/instances", {"name": "x", "memory": {"size": "fast"}}, 422, "spec-error"),
+        ("POST", "/v1/instances", bare("7.2", "web1"), 409, "instance-exists"),
+        ("POST", "/v1/instances", [], 422, "argument-error"),
+        ("POST", "/v1/instances/web2/start", {}, 404, "instance-not-found"),
+        ("POST", "/v1/instances/web1/pause", {}, 409, "wrong-state"),
+        ("POST", "/v1/instances/web1/start", {"pause": True}, 422, "spec-error"),
+        ("POST", "/v1/instances/web1/start", {"paused": 1}, 422, "spec-error"),
+        ("POST", "/v1/instances/web1/dance", {}, 404, "no-such-operation"),
+        ("GET", "/v1/instances/..%2f..%2fetc", None, 422, "argument-error"),
+        ("PUT", "/v1/instances", {}, 405, "method-not-allowed"),
+        ("GET", "/v2", None, 404, "not-found"),
+    ):
+        found, told = noded.call(method, path, body)
+        assert (found, told["code"]) == (status, code), (path, told)
+        assert told["detail"]
+    assert noded.call("POST", "/v1/instances", data=b"{")[1]["code"] == "bad-json"
+    assert noded.call("POST", "/v1/instances", data=b" " * (1 << 21))[0] == 413
+    told = noded.call("POST", "/v1/instances", bare("7.2", "y", vnc={"password": ""}))[1]
+    assert "vnc.password" in json.dumps(told)
+
+
+def test_who_may(node: Node, noded: Noded) -> None:
+    """Root may do anything; a stranger does not even get in."""
+    script = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(noded.socket)!r})"
+    drop = ["setpriv", "--reuid=65534", "--clear-groups"]
+    stranger = subprocess.run([*drop, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "PermissionError" in stranger.stderr
+    noded.create(bare("7.2", "a"))
+    noded.do("start", "a")
+    said = [line for line in noded.log if line["logger"] == "drover.audit"]
+    assert [(line["caller"], line["operation"], line["outcome"]) for line in said] == [
+        ("root", "create", "done"), ("root", "start", "done"),
+    ]  # fmt: skip
+    os.chmod(noded.socket, 0o666)  # as a member of its group
+    ask = "import sys; sys.path[:0] = sys.argv[1:3]; from noded import *; from pathlib import Path\n" \
+        "d = Noded.__new__(Noded); d.socket = Path(sys.argv[3])\n" \
+        "print(d.call('POST', '/v1/instances/a/pause', {}), d.call('POST', '/v1/instances/a/qmp', {'execute': 'stop'}))"
+    top = Path(__file__).resolve().parents[2]
+    words = [*drop, sys.executable, "-c", ask, str(top / "test"), str(top / "build/py"), str(noded.socket)]
+    member = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "(200, {'result': None}) (403, " in member.stdout, member
+    assert "not-allowed" in member.stdout
+
+
+def test_there_is_one(node: Node, noded: Noded) -> None:
+    env = os.environ | {"DROVER_STATE_DIR": str(node.host.paths.state), "DROVER_RUN_DIR": str(node.host.paths.run)}
+    second = subprocess.run([PROGRAM], env=env, capture_output=True, text=True, timeout=20, check=False)
+    assert (second.returncode, f"process {noded.pid}" in second.stderr) == (1, True)
+    assert noded.rows() == {}
+
+
+def test_it_ends_when_told_and_machines_run_on(node: Node, noded: Noded) -> None:
+    noded.create(bare("7.2", "a"))
+    noded.do("start", "a")
+    pid = noded.rows()["a"]["pid"]
+    assert noded.end() == 0
+    assert node.instance("a").show().state == "running"
+    noded.start()
+    assert noded.rows()["a"]["pid"] == pid

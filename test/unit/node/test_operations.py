@@ -1,0 +1,58 @@
+"""The table of what can be done."""
+
+import inspect
+
+import pytest
+
+from drover.errors import SpecError
+from drover.kvm.devices import Devices
+from drover.kvm.instance import Instance
+from drover.node.operations import ACTS, CREATE, DELETE, Role
+from drover.node.problems import Refused
+from drover.node.server import parameters
+
+
+def test_every_verb_of_an_instance_is_there() -> None:
+    verbs = {name for kind in (Instance, Devices) for name, _ in inspect.getmembers(kind, inspect.isfunction)}
+    public = {name.replace("_", "-") for name in verbs if not name.startswith("_")}
+    # read by other routes, waited for by the caller of the library, or done by the daemon itself
+    assert public - ACTS.keys() == {"show", "verify", "wait-driver", "go-on", "restart-due"}
+
+
+def test_each_names_itself_and_says_what_it_does() -> None:
+    for verb, operation in ACTS.items():
+        assert operation.verb == verb
+        assert operation.summary.endswith((".", "runs."))
+    assert {operation.role for operation in (CREATE, DELETE, *ACTS.values())} == {Role.OPERATOR, Role.ADMIN}
+    assert ACTS["qmp"].role is Role.ADMIN
+
+
+def test_sizes_may_be_texts() -> None:
+    assert parameters(ACTS["resize-disk"], {"id": "a", "size": "2GiB"}).size == 2 << 30
+    given = {"a": [1, {"b": None}]}
+    assert parameters(ACTS["qmp"], {"execute": "x", "arguments": given}).arguments == given
+    assert parameters(ACTS["add-disk"], {"what": "ever"}) == {"what": "ever"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "field"),
+    [
+        ("start", {"pause": True}, "pause"),
+        ("start", {"paused": "yes"}, "paused"),
+        ("stop", {"timeout": -1}, "timeout"),
+        ("set-link", {"id": "net0"}, "up"),
+        ("set-vcpus", {"count": 0}, "count"),
+        ("balloon", {"size": "big"}, "size"),
+        ("kill", {"now": True}, "now"),
+        ("rename", {}, "to"),
+    ],
+)
+def test_what_is_wrong_names_its_field(verb: str, body: object, field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parameters(ACTS[verb], body)
+    assert [problem.path for problem in caught.value.problems] == [field]
+
+
+def test_a_body_is_an_object() -> None:
+    with pytest.raises(Refused, match="JSON object"):
+        parameters(ACTS["add-disk"], [])

@@ -1,0 +1,63 @@
+"""How errors are told to those who call."""
+
+import errno
+
+import pytest
+
+from drover import errors as e
+from drover.errors import Problem
+from drover.kvm.spec import parse
+from drover.node.problems import Refused, code_of, problem
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (e.InstanceNotFound("a"), 404, "instance-not-found"),
+        (e.InstanceExists("a"), 409, "instance-exists"),
+        (e.ArgumentError("size", 3, "more"), 422, "argument-error"),
+        (e.WrongState("a", "stopped", "running"), 409, "wrong-state"),
+        (e.CommandError("stop", "GenericError", "no"), 502, "command-error"),
+        (e.CommandNotSupported("stop", "CommandNotFound", "no"), 502, "command-not-supported"),
+        (FileNotFoundError(errno.ENOENT, "no such file", "/x"), 422, "os-error"),
+        (OSError(errno.EIO, "broken"), 500, "os-error"),
+        (Refused(413, "too-large", "that is too much"), 413, "too-large"),
+        (e.DroverError("well"), 500, "drover-error"),
+    ],
+)
+def test_status_and_code(error: BaseException, status: int, code: str) -> None:
+    told = problem(error)
+    assert (told["status"], told["code"], told["detail"]) == (status, code, str(error))
+
+
+def test_what_is_known_goes_with_it() -> None:
+    assert problem(e.InstanceNotFound("web1"))["instance"] == "web1"
+    assert problem(e.CommandError("stop", "GenericError", "no"))["qemu_class"] == "GenericError"
+    told = problem(e.SpecError([Problem("memory.size", "fast", "a size"), Problem("name", "", "a name")]))
+    assert told["errors"] == [
+        {"field": "memory.size", "allowed": "a size", "value": "'fast'"},
+        {"field": "name", "allowed": "a name", "value": "''"},
+    ]
+    error = e.DroverError("well")
+    error.add_note("undo failed")
+    assert problem(error)["notes"] == ["undo failed"]
+
+
+def test_a_password_is_in_no_answer() -> None:
+    with pytest.raises(e.SpecError) as caught:
+        parse({"name": "vm", "vnc": {"password": "geheimgeheim"}})
+    told = problem(caught.value)
+    assert told["errors"][0]["field"] == "vnc.password"
+    assert "geheim" not in str(told)
+
+
+def test_a_fault_of_ours_tells_nothing_of_our_inside() -> None:
+    told = problem(KeyError("secret"))
+    assert (told["status"], told["code"]) == (500, "internal-error")
+    assert "secret" not in str(told)
+
+
+def test_each_error_of_ours_has_a_code_of_its_own() -> None:
+    everything = [getattr(e, name) for name in e.__all__]
+    kinds = [kind for kind in everything if isinstance(kind, type) and issubclass(kind, e.DroverError)]
+    assert len({code_of(kind.__new__(kind)) for kind in kinds}) == len(kinds)
