@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from drover.cli.backend import connected
 from drover.cli.output import Size, answer, output_option
-from drover.kvm.node import Node
 from drover.ops.image import CACHES, FORMATS
 
 # Mode fd needs a descriptor of the caller's.
@@ -32,7 +32,7 @@ def add_disk(name: str, source: str, output: str, wait: float | None, **fields: 
     """
     where = source if "://" in source else str(Path(source).absolute())
     said = {field: value for field, value in fields.items() if value not in (None, False)}
-    instance = Node().instance(name)
+    instance = connected().instance(name)
     disk = instance.add_disk(source=where, **said)
     if wait is not None:
         instance.wait_driver(disk.id, wait)
@@ -52,7 +52,7 @@ def add_disk(name: str, source: str, output: str, wait: float | None, **fields: 
 @output_option
 def add_nic(name: str, output: str, wait: float | None, **fields: Any) -> None:
     """Plug a network card into an instance that runs; it stays in its specification."""
-    instance = Node().instance(name)
+    instance = connected().instance(name)
     nic = instance.add_nic(**{field: value for field, value in fields.items() if value is not None})
     if wait is not None:
         instance.wait_driver(nic.id, wait)
@@ -75,7 +75,7 @@ def change_nic(name: str, id: str, output: str, **fields: Any) -> None:
     said = {field: value for field, value in fields.items() if value is not None}
     if said.get("mode") == "user":
         said = {"link": None, "vlan": None, "ip": None} | said
-    nic = Node().instance(name).change_nic(id, **said)
+    nic = connected().instance(name).change_nic(id, **said)
     answer(output, f"{name}: the card {id} is on {nic.link or nic.mode}.", {"name": name, "id": id, "link": nic.link})
 
 
@@ -86,7 +86,7 @@ def change_nic(name: str, id: str, output: str, **fields: Any) -> None:
 @output_option
 def set_link(name: str, id: str, state: str, output: str) -> None:
     """Plug the cable of a network card in (up) or out (down), as the guest sees it."""
-    Node().instance(name).set_link(id, up=state == "up")
+    connected().instance(name).set_link(id, up=state == "up")
     answer(output, f"{name}: the link of {id} is {state}.", {"name": name, "id": id, "state": state})
 
 
@@ -98,7 +98,7 @@ def set_link(name: str, id: str, state: str, output: str) -> None:
 @output_option
 def resize_disk(name: str, id: str, size: int, shrink: bool, output: str) -> None:
     """Make a disk of an instance that runs larger: SIZE in all, such as 20GiB."""
-    now = Node().instance(name).resize_disk(id, size, shrink=shrink)
+    now = connected().instance(name).resize_disk(id, size, shrink=shrink)
     answer(output, f"{name}: {id} has {now} bytes.", {"name": name, "id": id, "size": now})
 
 
@@ -113,7 +113,7 @@ def set_throttle(name: str, id: str, limits: tuple[str, ...], output: str) -> No
     for text in limits:
         word, _, number = text.partition("=")
         told[word] = int(number) if number.isdecimal() else number  # the specification says what is wrong
-    Node().instance(name).set_throttle(id, **told)
+    connected().instance(name).set_throttle(id, **told)
     answer(output, f"{name}: {id} has {len(told) or 'no'} limits.", {"name": name, "id": id, "throttle": told})
 
 
@@ -127,6 +127,6 @@ def set_throttle(name: str, id: str, limits: tuple[str, ...], output: str) -> No
 def change_medium(name: str, id: str, source: str | None, format: str, force: bool, output: str) -> None:
     """Put a medium into a CD drive, in place of the one that is in it; without SOURCE only take that out."""
     where = "" if source is None else source if "://" in source else str(Path(source).absolute())
-    Node().instance(name).change_medium(id, where, format=format, force=force)
+    connected().instance(name).change_medium(id, where, format=format, force=force)
     there = f"{where} is in {id}" if where else f"{id} is empty"
     answer(output, f"{name}: {there}.", {"name": name, "id": id, "source": where})

@@ -8,13 +8,15 @@ from typing import Any
 import click
 from msgspec import to_builtins
 
+from drover.cli.backend import connected, row_of, rows
 from drover.cli.output import answer, notice, output_option, table
 from drover.errors import ArgumentError, DroverError, SpecError
 from drover.kvm.condition import Condition
 from drover.kvm.instance import SHUTDOWN_TIMEOUT
-from drover.kvm.node import Node, Report
-from drover.kvm.record import Document, Stop
+from drover.kvm.node import Node
+from drover.kvm.record import Restart, Stop
 from drover.kvm.spec import Spec, load, public
+from drover.node.summary import Summary
 
 
 def read_spec(path: Path) -> Spec:
@@ -39,11 +41,11 @@ def told(stop: Stop) -> str:
     return f"{stop.reason}{detail}{when}"
 
 
-def _restarts(document: Document) -> str:
+def _restarts(restart: Restart | None) -> str:
     """Whether it is to be started again, in words."""
-    if document.restart is None or not document.restart.due:
+    if restart is None or not restart.due:
         return ""
-    when = datetime.fromtimestamp(document.restart.at).astimezone()
+    when = datetime.fromtimestamp(restart.at).astimezone()
     return f"; to be started again by the watcher, at {when:%H:%M:%S}"
 
 
@@ -52,7 +54,7 @@ def _restarts(document: Document) -> str:
 @output_option
 def create(file: Path, output: str) -> None:
     """Make an instance of a specification (a .toml or .json file). It does not run yet."""
-    instance = Node().create(read_spec(file))
+    instance = connected().create(read_spec(file))
     spec = instance.show().document.spec
     answer(output, f"{spec.name} is there, with uuid {spec.uuid}.", {"name": spec.name, "uuid": spec.uuid})
 
@@ -63,7 +65,7 @@ def create(file: Path, output: str) -> None:
 @output_option
 def start(name: str, paused: bool, output: str) -> None:
     """Start an instance; nothing if it runs."""
-    notices = Node().instance(name).start(paused=paused)
+    notices = connected().instance(name).start(paused=paused)
     for text in notices:
         notice(text)
     state = "paused" if paused else "running"
@@ -77,7 +79,7 @@ def start(name: str, paused: bool, output: str) -> None:
 @output_option
 def stop(name: str, timeout: float, no_force: bool, output: str) -> None:
     """Shut an instance down: by the power button, and if the guest does not heed that, by pulling the plug."""
-    ended = Node().instance(name).stop(timeout=timeout, force=not no_force)
+    ended = connected().instance(name).stop(timeout=timeout, force=not no_force)
     answer(output, f"{name} has stopped ({told(ended)}).", {"name": name, "stop": to_builtins(ended)})
 
 
@@ -86,7 +88,7 @@ def stop(name: str, timeout: float, no_force: bool, output: str) -> None:
 @output_option
 def kill(name: str, output: str) -> None:
     """End an instance at once, as if the plug was pulled."""
-    ended = Node().instance(name).kill()
+    ended = connected().instance(name).kill()
     answer(output, f"{name} has stopped ({told(ended)}).", {"name": name, "stop": to_builtins(ended)})
 
 
@@ -95,7 +97,7 @@ def kill(name: str, output: str) -> None:
 @output_option
 def pause(name: str, output: str) -> None:
     """Let the guest stand still."""
-    Node().instance(name).pause()
+    connected().instance(name).pause()
     answer(output, f"{name} stands still.", {"name": name, "state": "paused"})
 
 
@@ -104,7 +106,7 @@ def pause(name: str, output: str) -> None:
 @output_option
 def resume(name: str, output: str) -> None:
     """Let the guest run on, also after its storage failed."""
-    Node().instance(name).resume()
+    connected().instance(name).resume()
     answer(output, f"{name} is running.", {"name": name, "state": "running"})
 
 
@@ -113,7 +115,7 @@ def resume(name: str, output: str) -> None:
 @output_option
 def reset(name: str, output: str) -> None:
     """Press the reset button."""
-    Node().instance(name).reset()
+    connected().instance(name).reset()
     answer(output, f"{name} was reset.", {"name": name})
 
 
@@ -123,7 +125,7 @@ def reset(name: str, output: str) -> None:
 @output_option
 def reboot(name: str, timeout: float, output: str) -> None:
     """Shut an instance down and start it from its specification, as that is now."""
-    for text in Node().instance(name).reboot(timeout=timeout):
+    for text in connected().instance(name).reboot(timeout=timeout):
         notice(text)
     answer(output, f"{name} is running.", {"name": name, "state": "running"})
 
@@ -133,7 +135,7 @@ def reboot(name: str, timeout: float, output: str) -> None:
 @output_option
 def delete(name: str, output: str) -> None:
     """Forget an instance that does not run. Its disks are not touched."""
-    Node().delete(name)
+    connected().delete(name)
     answer(output, f"{name} is gone.", {"name": name})
 
 
@@ -143,7 +145,7 @@ def delete(name: str, output: str) -> None:
 @output_option
 def rename(name: str, new: str, output: str) -> None:
     """Give an instance that does not run another name."""
-    Node().rename(name, new)
+    connected().rename(name, new)
     answer(output, f"{name} is called {new} now.", {"name": new})
 
 
@@ -152,22 +154,14 @@ def rename(name: str, new: str, output: str) -> None:
 @output_option
 def list_(timeout: float, output: str) -> None:
     """Show all instances. One that hangs keeps no other waiting."""
-    rows = [_row(report) for report in Node().survey(timeout=timeout)]
-    table(output, rows, ("name", "state", "pid", "vcpus", "memory_mib", "detail"))
+    shown = [_row(row) for row in rows(connected(), timeout)]
+    table(output, shown, ("name", "state", "pid", "vcpus", "memory_mib", "detail"))
 
 
-def _row(report: Report) -> dict[str, Any]:
-    if report.condition is None:
-        blank = {"name": report.name, "pid": "", "vcpus": "", "memory_mib": ""}
-        return blank | {"state": "unknown", "detail": str(report.error)}
-    document, runtime = report.condition.document, report.condition.document.runtime
-    spec = runtime.spec if runtime else document.spec
-    detail = report.condition.detail
-    if runtime is None and document.last_stop is not None:
-        detail = told(document.last_stop) + _restarts(document)
-    pid = runtime.pid if runtime else ""
-    known = {"pid": pid, "vcpus": spec.cpu.count, "memory_mib": spec.memory.size >> 20, "detail": detail}
-    return {"name": report.name, "state": str(report.condition.state)} | known
+def _row(row: Summary) -> dict[str, Any]:
+    known = {"pid": row.pid or "", "vcpus": row.vcpus or "", "memory_mib": row.memory >> 20 or ""}
+    ended = told(row.last_stop) + _restarts(row.restart) if row.last_stop and not row.pid else ""
+    return {"name": row.name, "state": str(row.state)} | known | {"detail": row.detail or ended}
 
 
 @click.command
@@ -175,7 +169,7 @@ def _row(report: Report) -> dict[str, Any]:
 @output_option
 def show(name: str, output: str) -> None:
     """Show an instance: what it does, how its last run ended, and its specification."""
-    condition = Node().instance(name).show()
+    condition = connected().instance(name).show()
     spec = public(condition.document.spec)
     facts = _facts(condition)
     if output == "json":
@@ -195,7 +189,7 @@ def _facts(condition: Condition) -> dict[str, Any]:
         facts |= {"machine": runtime.machine, "accelerator": runtime.accelerator, "notice": runtime.notice}
         facts |= {"user": runtime.uid, "devices": ", ".join(runtime.devices)}
     if document.last_stop is not None:
-        facts["last stop"] = told(document.last_stop) + _restarts(document)
+        facts["last stop"] = told(document.last_stop) + _restarts(document.restart)
     if document.pending is not None:
         facts["unfinished"] = document.pending.operation
     return facts
@@ -206,7 +200,7 @@ def _facts(condition: Condition) -> dict[str, Any]:
 def adopt(output: str) -> None:
     """After a restart of the manager or the host: find what runs, and mend what was left unfinished."""
     reports = Node().adopt()
-    rows = [_row(report) | {"done": "; ".join(report.notices)} for report in reports]
-    table(output, rows, ("name", "state", "pid", "done"))
+    shown = [_row(row_of(report)) | {"done": "; ".join(report.notices)} for report in reports]
+    table(output, shown, ("name", "state", "pid", "done"))
     if failed := [report for report in reports if report.error is not None]:
         raise DroverError(f"{len(failed)} of {len(reports)} could not be adopted: {', '.join(r.name for r in failed)}")

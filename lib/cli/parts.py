@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
+from drover.cli.backend import connected
 from drover.cli.output import Size, answer, output_option
-from drover.kvm.node import Node
 from drover.ops.unplug import UNPLUG_TIMEOUT
 
 _timeout = click.option(
@@ -25,7 +25,7 @@ def _said(fields: dict[str, Any]) -> dict[str, Any]:
 @output_option
 def set_vcpus(name: str, count: int, even_under_tcg: bool, timeout: float, output: str) -> None:
     """Plug vCPUs in or out until there are COUNT. Those that were there at the start stay."""
-    Node().instance(name).set_vcpus(count, timeout=timeout, even_under_tcg=even_under_tcg)
+    connected().instance(name).set_vcpus(count, timeout=timeout, even_under_tcg=even_under_tcg)
     answer(output, f"{name} has {count} vCPUs.", {"name": name, "count": count})
 
 
@@ -36,7 +36,7 @@ def set_vcpus(name: str, count: int, even_under_tcg: bool, timeout: float, outpu
 @output_option
 def add_memory(name: str, size: int, type: str, output: str) -> None:
     """Plug memory in: a DIMM of SIZE, such as 1GiB; or virtio-mem up to SIZE, of which resize-memory gives some."""
-    memory = Node().instance(name).add_memory(size, type=type)
+    memory = connected().instance(name).add_memory(size, type=type)
     answer(output, f"{name} has the memory {memory.id}.", {"name": name, "id": memory.id, "size": memory.size})
 
 
@@ -47,7 +47,7 @@ def add_memory(name: str, size: int, type: str, output: str) -> None:
 @output_option
 def resize_memory(name: str, id: str, size: int, output: str) -> None:
     """Ask the guest to have SIZE of a virtio-mem device's memory."""
-    now = Node().instance(name).resize_memory(id, size)
+    now = connected().instance(name).resize_memory(id, size)
     answer(output, f"{name} has {now} bytes of {id}.", {"name": name, "id": id, "size": now})
 
 
@@ -57,7 +57,7 @@ def resize_memory(name: str, id: str, size: int, output: str) -> None:
 @output_option
 def balloon(name: str, size: int, output: str) -> None:
     """Ask the guest to do with SIZE of memory, until its next start."""
-    now = Node().instance(name).balloon(size)
+    now = connected().instance(name).balloon(size)
     answer(output, f"{name} has {now} bytes.", {"name": name, "size": now})
 
 
@@ -72,7 +72,7 @@ def balloon(name: str, size: int, output: str) -> None:
 @output_option
 def add_usb(name: str, output: str, **fields: Any) -> None:
     """Plug a USB device in; it stays in the specification."""
-    device = Node().instance(name).add_usb(**_said(fields))
+    device = connected().instance(name).add_usb(**_said(fields))
     answer(output, f"{name} has the USB device {device.id}.", {"name": name, "id": device.id})
 
 
@@ -83,7 +83,7 @@ def add_usb(name: str, output: str, **fields: Any) -> None:
 @output_option
 def add_vfio(name: str, host: str, output: str, **fields: Any) -> None:
     """Give the guest the host's PCI device HOST, such as 0000:3b:00.0, whose driver there is vfio-pci."""
-    device = Node().instance(name).add_vfio(host=host, **_said(fields))
+    device = connected().instance(name).add_vfio(host=host, **_said(fields))
     answer(output, f"{name} has the device {device.id}.", {"name": name, "id": device.id})
 
 
@@ -98,7 +98,7 @@ def _removal(kind: str, thing: str, note: str = "") -> click.Command:
     @_timeout
     @output_option
     def remove(name: str, id: str, timeout: float, output: str) -> None:
-        getattr(Node().instance(name), f"remove_{kind}")(id, timeout=timeout)
+        getattr(connected().instance(name), f"remove_{kind}")(id, timeout=timeout)
         answer(output, f"{name} no longer has {id}.", {"name": name, "id": id})
 
     return remove

@@ -5,8 +5,8 @@ from typing import Any
 import click
 from msgspec import to_builtins
 
+from drover.cli.backend import connected
 from drover.cli.output import answer, notice, output_option, table
-from drover.kvm.node import Node
 from drover.kvm.verify import Report
 
 _COLUMNS = ("differs", "what", "specification", "record", "qemu", "repair")
@@ -23,7 +23,7 @@ def verify(context: click.Context, name: str, repair: bool, timeout: float, outp
 
     The exit code is 0 where all agree, and 1 where something differs.
     """
-    instance = Node().instance(name)
+    instance = connected().instance(name)
     report, done = instance.verify(timeout=timeout), list[str]()
     before = None
     if repair and not report.agrees:

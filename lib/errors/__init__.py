@@ -39,6 +39,7 @@
     |  +- InstanceTimeout          it was not in time as it was to be: UNKNOWN; also a TimeoutError
     |  +- WrongState               it runs, and should not, or the other way round
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
+    +- CallFailed                  a node daemon says no, in its own words; or it went away: UNKNOWN
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- WatcherRuns                 the instances are watched already, by somebody else
     +- ImageError                  an image could not be made; nothing of it is left
@@ -73,6 +74,7 @@ from .base import DroverError
 from .node import (
     BinaryError,
     BinarySlow,
+    CallFailed,
     GroupBusy,
     ImageError,
     ImageSlow,
@@ -144,6 +146,7 @@ __all__ = [
     "SpawnFailed",
     "BinaryError",
     "BinarySlow",
+    "CallFailed",
     "NoFreeUid",
     "ProcessRuns",
     "ProcessGone",

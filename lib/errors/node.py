@@ -77,6 +77,17 @@ class StartFailed(InstanceError):
         self.log = log
 
 
+class CallFailed(DroverError):
+    """A node daemon did not do what it was asked, or went away meanwhile: then nobody knows whether it did.
+
+    :ivar code: of the error, such as ``instance-not-found``; ``no-answer`` is the daemon's own end
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class RecordError(DroverError):
     """A durable document cannot be used; it was left as it is.
 

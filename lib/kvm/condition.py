@@ -32,6 +32,7 @@ class State(StrEnum):
     UNRESPONSIVE = "unresponsive"  # QEMU is there and does not answer
     ENDED = "ended"  # QEMU has gone, and nobody has taken note
     BUSY = "busy"  # somebody works on it, so QEMU was not asked
+    UNKNOWN = "unknown"  # what is kept of it cannot be read
 
 
 # QEMU's RunState (qapi/run-state.json) in these words.

@@ -7,4 +7,5 @@
   of its changes
 - :mod:`.work`  what blocks, in threads
 - :mod:`.logs`  the daemon's log
+- :mod:`.client`  the daemon from the outside: the same verbs, over its socket
 """

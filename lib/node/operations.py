@@ -97,7 +97,7 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("resize-disk", p.Resize, lambda vm, it: {"size": vm.resize_disk(it.id, it.size, shrink=it.shrink)},
      "Make a disk larger."),
     ("set-throttle", p.Throttle, lambda vm, it: vm.set_throttle(it.id, **it.limits), "Limit a disk."),
-    ("change-medium", p.Medium, lambda vm, it: vm.change_medium(it.id, it.source, format=it.format),
+    ("change-medium", p.Medium, lambda vm, it: vm.change_medium(it.id, it.source, format=it.format, force=it.force),
      "Put a medium into a CD drive, or take it out."),
     ("add-nic", None, lambda vm, it: vm.add_nic(**it), "Plug a network card in."),
     ("remove-nic", p.Unplug, lambda vm, it: vm.remove_nic(it.id, timeout=it.timeout), "Take a network card out."),
@@ -112,6 +112,7 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("remove-memory", p.Unplug, lambda vm, it: vm.remove_memory(it.id, timeout=it.timeout), "Take memory out."),
     ("resize-memory", p.ResizeMemory, lambda vm, it: {"size": vm.resize_memory(it.id, it.size, timeout=it.timeout)},
      "Give the guest more or less of virtio-mem."),
+    ("wait-driver", p.Unplug, lambda vm, it: vm.wait_driver(it.id, it.timeout), "Wait for the guest's driver."),
     ("balloon", p.Balloon, lambda vm, it: {"size": vm.balloon(it.size, timeout=it.timeout)},
      "Ask the guest to do with less memory."),
 )  # fmt: skip

@@ -85,11 +85,13 @@ class Medium(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """:ivar id: of the drive
     :ivar source: of the medium; empty takes it out
     :ivar format: of it
+    :ivar force: even if the guest holds the tray shut
     """
 
     id: str
     source: str = ""
     format: str = "raw"
+    force: bool = False
 
 
 class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

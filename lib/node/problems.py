@@ -1,5 +1,6 @@
 """Errors as the API tells them: ``application/problem+json`` (RFC 9457) with a code that stays the same."""
 
+import os
 import re
 from typing import Any, Final
 
@@ -61,7 +62,7 @@ def problem(error: BaseException) -> dict[str, Any]:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if not isinstance(error, (e.DroverError, OSError)):
         return _told(500, "internal-error", "something went wrong in here; the daemon's log says what")
-    told = _told(status, code_of(error), str(error)) | _data(error)
+    told = _told(status, code_of(error), _text(error)) | _data(error)
     if notes := getattr(error, "__notes__", None):
         told["notes"] = list(notes)
     return told
@@ -78,6 +79,12 @@ def _kebab(kind: type) -> str:
 
 def _told(status: int, code: str, detail: str) -> dict[str, Any]:
     return {"status": status, "code": code, "title": code.replace("-", " "), "detail": detail}
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _data(error: BaseException) -> dict[str, Any]:

@@ -77,14 +77,10 @@ class Server:
         row = self._model.summary(name)
         instance = self._worker.node.instance(name)  # tells of those that are spelt alike
         document = await self._worker.do("", lambda: load(instance.host.paths.instance(name).document))
-        runtime, stop, pending = document.runtime, document.last_stop, document.pending
-        return answer({
-            "summary": row, "spec": public(structs.replace(document.spec, name=name)), "last_stop": stop,
-            "unfinished": pending.operation if pending else None,
-            "notice": runtime.notice if runtime else "", "devices": runtime.devices if runtime else {},
-            "uid": runtime.uid if runtime else None, "cgroup": runtime.cgroup if runtime else "",
-            "emulator": runtime.emulator if runtime else document.spec.emulator,
-        })  # fmt: skip
+        shown = msgspec.to_builtins(document) | {"spec": public(structs.replace(document.spec, name=name))}
+        if document.runtime is not None:
+            shown["runtime"] |= {"spec": public(document.runtime.spec), "argv": []}
+        return answer({"summary": row, "document": shown})
 
     async def _verify(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

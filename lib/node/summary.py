@@ -1,9 +1,9 @@
 """What a list says of one instance: a row that is ready before anybody asks for it."""
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ..kvm.condition import State
-from ..kvm.record import Document
+from ..kvm.record import Document, Restart, Stop
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -21,7 +21,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     :ivar disks: how many
     :ivar nics: how many
     :ivar autostart: it starts with the host
-    :ivar last_stop: why its last run ended; empty where it has had none
+    :ivar last_stop: how its last run ended, without the lines of its log
+    :ivar restart: the start again that is due, if one is
     """
 
     name: str
@@ -39,7 +40,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     disks: int = 0
     nics: int = 0
     autostart: bool = False
-    last_stop: str = ""
+    last_stop: Stop | None = None
+    restart: Restart | None = None
 
 
 def summarised(name: str, document: Document, state: State, since: float, detail: str = "") -> Summary:
@@ -65,5 +67,6 @@ def summarised(name: str, document: Document, state: State, since: float, detail
         disks=len(spec.disks),
         nics=len(spec.nics),
         autostart=document.spec.autostart,
-        last_stop=document.last_stop.reason if document.last_stop else "",
+        last_stop=structs.replace(document.last_stop, log="") if document.last_stop else None,
+        restart=document.restart if document.restart and document.restart.due else None,
     )

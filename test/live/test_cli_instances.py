@@ -1,5 +1,6 @@
 """The commands for instances, as a person types them: from nothing to a guest's console, and what goes wrong."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from drover.kvm.paths import Paths
 from instances import bare, bootable
+from noded import running
 from terminal import Terminal, terminal
 
 TOP = Path(__file__).resolve().parents[2]
@@ -21,8 +24,9 @@ DROVER = [sys.executable, "-c", "from drover.cli.main import main; main()"]
 class Host:
     """The folders of a host of one's own, and the program on it."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, daemon: bool) -> None:
         self.top = top
+        self.daemon = daemon
         self.env = {"DROVER_STATE_DIR": str(top / "state"), "DROVER_RUN_DIR": str(top / "run")}
         self.env["PYTHONPATH"] = str(TOP / "build" / "py")
 
@@ -38,6 +42,12 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def tidy_up(self) -> None:
+        """Nothing of it runs any more."""
+        for row in json.loads(self("list", "-o", "json")):
+            self("kill", row["name"])
+            self("delete", row["name"])
+
     def write(self, spec: dict[str, object]) -> str:
         """A specification, in a file."""
         path = self.top / f"{spec['name']}.json"
@@ -45,15 +55,22 @@ class Host:
         return str(path)
 
 
-@pytest.fixture
-def host() -> Iterator[Host]:
-    host = Host(Path(tempfile.mkdtemp(prefix="drover-")))
+@pytest.fixture(params=["alone", "daemon"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """Without a node daemon, and with one: the same words do the same."""
+    host = Host(Path(tempfile.mkdtemp(prefix="drover-")), daemon=request.param == "daemon")
     host.top.chmod(0o711)  # QEMU's own user has to pass
-    yield host
-    for row in json.loads(host("list", "-o", "json")):
-        host("kill", row["name"])
-        host("delete", row["name"])
+    paths = Paths(host.top / "state", host.top / "run")
+    with running(paths, host.top / "log") if host.daemon else contextlib.nullcontext():
+        yield host
+        host.tidy_up()
     shutil.rmtree(host.top)
+
+
+
+def ended(host: Host) -> str:
+    """The state of a machine whose guest has shut down: a daemon takes note of that by itself."""
+    return "stopped" if host.daemon else "shutdown"
 
 
 def state(host: Host, name: str) -> str:
@@ -163,8 +180,8 @@ def test_console(host: Host) -> None:
         screen.see("At the console of vm")
         screen.enter("poweroff -f")
         screen.see("Power down")
-    assert state(host, "vm") == "shutdown"
-    assert "the guest shut down" in host("adopt")
+    assert state(host, "vm") == ended(host)
+    assert "the guest shut down" in (host("adopt") if not host.daemon else host("show", "vm"))
     assert json.loads(host("show", "vm", "-o", "json"))["last stop"].startswith("guest-shutdown")
 
 
@@ -194,7 +211,7 @@ class SomebodysHost(Host):
 
 def test_an_ordinary_user() -> None:
     """Has machines of his own, in folders of his own, and is told what they lack."""
-    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")))
+    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")), daemon=False)
     os.chown(host.top, 64195, 64195)
     file = host.write(bare("7.2", nics=[{"mode": "user"}]))
     os.chmod(file, 0o644)
@@ -238,7 +255,7 @@ def test_clone(host: Host) -> None:
 
 def test_clone_of_an_ordinary_user() -> None:
     """In folders of his own; where he may not write, he is told, and nothing is left."""
-    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")))
+    host = SomebodysHost(Path(tempfile.mkdtemp(prefix="drover-")), daemon=False)
     (host.top / "vm.raw").write_bytes(bytes(1 << 20))
     for path in (host.top, host.top / "vm.raw"):
         os.chown(path, 64195, 64195)

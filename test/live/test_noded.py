@@ -52,7 +52,8 @@ def test_life(noded: Noded, version: str) -> None:
     noded.do("clone", "b", to="c")
     assert sorted(noded.rows()) == ["b", "c"]
     status, shown = noded.call("GET", "/v1/instances/b")
-    assert (status, shown["last_stop"]["reason"], shown["spec"]["name"]) == (200, "request", "b")
+    document = shown["document"]
+    assert (status, document["last_stop"]["reason"], document["spec"]["name"]) == (200, "request", "b")
     for name in ("b", "c"):
         assert noded.call("DELETE", f"/v1/instances/{name}")[0] == 200
     assert noded.rows() == {}
@@ -93,7 +94,7 @@ def test_what_others_do_is_seen(node: Node, noded: Noded) -> None:
     assert runtime is not None
     os.kill(runtime.pid, signal.SIGKILL)
     wait_for(lambda: noded.rows()["a"]["state"] == "stopped")  # it takes note by itself
-    assert noded.rows()["a"]["last_stop"] == "crash"
+    assert noded.rows()["a"]["last_stop"]["reason"] == "crash"
     node.delete("a")
     wait_for(lambda: noded.rows() == {}, 2)
 

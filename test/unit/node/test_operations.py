@@ -16,7 +16,7 @@ def test_every_verb_of_an_instance_is_there() -> None:
     verbs = {name for kind in (Instance, Devices) for name, _ in inspect.getmembers(kind, inspect.isfunction)}
     public = {name.replace("_", "-") for name in verbs if not name.startswith("_")}
     # read by other routes, waited for by the caller of the library, or done by the daemon itself
-    assert public - ACTS.keys() == {"show", "verify", "wait-driver", "go-on", "restart-due"}
+    assert public - ACTS.keys() == {"show", "verify", "go-on", "restart-due"}
 
 
 def test_each_names_itself_and_says_what_it_does() -> None:
