@@ -28,6 +28,7 @@ TEST = [
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.100,<7",
+    "schemathesis>=4.32,<5",
     "uvloop>=0.21,<1",
     "atheris>=3,<4",
     # a newer linter or type checker finds new faults in old code: moved on purpose, not by a release day

@@ -2,7 +2,8 @@
 
 - :mod:`.daemon`  the program
 - :mod:`.server`  its HTTP face: who calls is known by :mod:`.access`, what can be called is the table of
-  :mod:`.operations` with their :mod:`.parameters`, and what goes wrong is told as :mod:`.problems`
+  :mod:`.operations` with their :mod:`.parameters`, which :mod:`.openapi` tells programs of, and what goes wrong is told
+  as :mod:`.problems`
 - :mod:`.model`  the live picture of all instances, a :mod:`.member` and a :mod:`.summary` for each; :mod:`.feed` tells
   of its changes
 - :mod:`.work`  what blocks, in threads

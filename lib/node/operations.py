@@ -6,10 +6,13 @@ from typing import Any, Final
 
 from msgspec import Struct, to_builtins
 
+from ..errors import WrongState
+from ..kvm.condition import State
 from ..kvm.instance import ANSWER_TIMEOUT, Instance
 from ..kvm.node import Node
+from ..kvm.record import load
 from ..kvm.sockets import dial
-from ..kvm.spec import parse
+from ..kvm.spec import Disk, Nic, UsbDevice, VfioDevice, parse
 from . import parameters as p
 
 
@@ -26,6 +29,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     :ivar verb: its name, in the path and in the audit log
     :ivar takes: the type of its parameters; None: a document that the operation checks itself
+    :ivar document: the type that such a document is of
     :ivar does: does it, blocking: with the node, the instance's name and the parameters; returns JSON values
     :ivar summary: in one line
     :ivar role: who may
@@ -36,6 +40,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     does: Callable[[Node, str, Any], Any]
     summary: str
     role: Role = Role.OPERATOR
+    document: type[Struct] | None = None
 
 
 def _on(act: Callable[[Instance, Any], Any]) -> Callable[[Node, str, Any], Any]:
@@ -69,6 +74,8 @@ def _clone(node: Node, name: str, params: p.Clone) -> Any:
 
 def _qmp(instance: Instance, params: p.Qmp) -> Any:
     """On the socket that is people's: what they do there is their own business."""
+    if load(instance.host.paths.instance(instance.name).document).runtime is None:
+        raise WrongState(instance.name, State.STOPPED, State.RUNNING)
     with dial(instance.host.paths.instance(instance.name).socket("people"), ANSWER_TIMEOUT) as vm:
         return vm.execute(params.execute, params.arguments)
 
@@ -80,6 +87,11 @@ def _fields(params: Any) -> dict[str, Any]:
 
 CREATE: Final = Operation(verb="create", takes=None, does=_create, summary="Make an instance of a specification.")
 DELETE: Final = Operation(verb="delete", takes=p.Nothing, does=_delete, summary="Forget one that does not run.")
+
+# What of a specification a device is, by the verb that plugs it in.
+_DEVICES: Final[dict[str, type[Struct]]] = {
+    "add-disk": Disk, "add-nic": Nic, "add-usb": UsbDevice, "add-vfio": VfioDevice,
+}  # fmt: skip
 
 # On an instance, each at its own path below it.
 _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any], str], ...]] = (
@@ -118,7 +130,8 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
 )  # fmt: skip
 
 ACTS: Final = {
-    verb: Operation(verb=verb, takes=takes, does=_on(act), summary=summary) for verb, takes, act, summary in _ACTS
+    verb: Operation(verb=verb, takes=takes, does=_on(act), summary=summary, document=_DEVICES.get(verb))
+    for verb, takes, act, summary in _ACTS
 } | {
     "rename": Operation(verb="rename", takes=p.Rename, does=_rename, summary="Give it another name; it must not run."),
     "clone": Operation(verb="clone", takes=p.Clone, does=_clone, summary="Make an instance like it; it must not run."),

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, Final
 
-from msgspec import UNSET, ValidationError
+from msgspec import UNSET, Struct, ValidationError
 
 from .. import errors as e
 
@@ -19,12 +19,14 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (e.InstanceBusy, 409),
     (e.WrongState, 409),
     (e.InstanceTimeout, 504),
-    (e.StartFailed, 502),
+    (e.StartFailed, 409),
     (e.MonitorTimeout, 504),
     (e.MonitorError, 502),
-    (e.CommandError, 502),
+    (e.CommandError, 409),
     (e.HotplugError, 409),
-    (e.NotSupported, 501),
+    (e.NotSupported, 422),
+    (e.ImageError, 409),
+    (e.NbdError, 502),
     (e.DroverError, 500),
     # of a path that somebody named
     (FileNotFoundError, 422),
@@ -34,6 +36,29 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (IsADirectoryError, 422),
     (OSError, 500),
 )
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """An error, as it is told.
+
+    :ivar status: of HTTP
+    :ivar code: stays the same; the name of the error in :mod:`drover.errors`
+    :ivar title: the code, for people
+    :ivar detail: what is wrong, for people
+    :ivar instance: whose error it is
+    :ivar errors: what is wrong with which field
+    :ivar qemu_class: QEMU's own class of errors
+    :ivar notes: what went wrong in the undo
+    """
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    instance: str = ""
+    errors: list[dict[str, str]] = []
+    qemu_class: str = ""
+    notes: list[str] = []
 
 
 class Refused(e.DroverError):

@@ -15,6 +15,7 @@ from ..kvm.record import load
 from ..kvm.spec import public
 from ..kvm.spec.reader import Reader
 from ..version import __version__
+from . import openapi
 from .access import Caller, caller_of
 from .feed import Feed
 from .model import Model
@@ -56,6 +57,7 @@ class Server:
         app.router.add_get("/v1/instances/{name}/verify", self._verify)
         app.router.add_post("/v1/instances/{name}/{verb}", self._act)
         app.router.add_get("/v1/events", self._feed.serve)
+        app.router.add_get("/v1/openapi.json", self._openapi)
         return app
 
     # -- what is read -------------------------------------------------------------------------------------------------
@@ -68,6 +70,9 @@ class Server:
         host = self._worker.node.host
         return answer({"version": __version__, "started": self._started, "boot_id": host.boot_id,
                        "rootless": host.rootless, "instances": len(rows), "states": states})  # fmt: skip
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return answer(openapi.document())
 
     async def _list(self, request: web.Request) -> web.Response:
         return answer({"instances": self._model.summaries})
