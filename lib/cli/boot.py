@@ -7,7 +7,7 @@ from typing import Any
 import click
 from msgspec import to_builtins
 
-from drover.cli.instances import told
+from drover.cli.list import told
 from drover.cli.output import notice, output_option
 from drover.errors import DroverError
 from drover.kvm.boot import Outcome

@@ -14,9 +14,9 @@ from typing import Final
 import click
 
 from drover.errors import WrongState
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
+from drover.kvm.state import State
 
 ESCAPE: Final = b"\x1d"  # Ctrl-], as with telnet and virsh
 _CHUNK: Final = 4096

@@ -1,22 +1,20 @@
 """The commands for instances of this host: each a thin face of :mod:`drover.kvm`."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from msgspec import to_builtins
 
-from drover.cli.backend import connected, row_of, rows
+from drover.cli.backend import connected, row_of
+from drover.cli.list import restarts, row, told
 from drover.cli.output import answer, notice, output_option, table
 from drover.errors import ArgumentError, DroverError, SpecError
 from drover.kvm.condition import Condition
 from drover.kvm.instance import SHUTDOWN_TIMEOUT
 from drover.kvm.node import Node
-from drover.kvm.record import Restart, Stop
 from drover.kvm.spec import Spec, load, public
-from drover.node.summary import Summary
 
 
 def read_spec(path: Path) -> Spec:
@@ -32,21 +30,6 @@ def read_spec(path: Path) -> Spec:
     except SpecError as error:
         faults = "".join(f"\n  {problem}" for problem in error.problems)
         raise click.ClickException(f"{path} is no specification of an instance:{faults}") from error
-
-
-def told(stop: Stop) -> str:
-    """How a run ended, in words."""
-    detail = f": {stop.detail}" if stop.detail else ""
-    when = f" at {datetime.fromtimestamp(stop.at).astimezone():%Y-%m-%d %H:%M:%S}" if stop.at else ""
-    return f"{stop.reason}{detail}{when}"
-
-
-def _restarts(restart: Restart | None) -> str:
-    """Whether it is to be started again, in words."""
-    if restart is None or not restart.due:
-        return ""
-    when = datetime.fromtimestamp(restart.at).astimezone()
-    return f"; to be started again by the watcher, at {when:%H:%M:%S}"
 
 
 @click.command
@@ -149,21 +132,6 @@ def rename(name: str, new: str, output: str) -> None:
     answer(output, f"{name} is called {new} now.", {"name": new})
 
 
-@click.command("list")
-@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds for each QEMU to answer.")
-@output_option
-def list_(timeout: float, output: str) -> None:
-    """Show all instances. One that hangs keeps no other waiting."""
-    shown = [_row(row) for row in rows(connected(), timeout)]
-    table(output, shown, ("name", "state", "pid", "vcpus", "memory_mib", "detail"))
-
-
-def _row(row: Summary) -> dict[str, Any]:
-    known = {"pid": row.pid or "", "vcpus": row.vcpus or "", "memory_mib": row.memory >> 20 or ""}
-    ended = told(row.last_stop) + _restarts(row.restart) if row.last_stop and not row.pid else ""
-    return {"name": row.name, "state": str(row.state)} | known | {"detail": row.detail or ended}
-
-
 @click.command
 @click.argument("name")
 @output_option
@@ -189,7 +157,7 @@ def _facts(condition: Condition) -> dict[str, Any]:
         facts |= {"machine": runtime.machine, "accelerator": runtime.accelerator, "notice": runtime.notice}
         facts |= {"user": runtime.uid, "devices": ", ".join(runtime.devices)}
     if document.last_stop is not None:
-        facts["last stop"] = told(document.last_stop) + _restarts(document.restart)
+        facts["last stop"] = told(document.last_stop) + restarts(document.restart)
     if document.pending is not None:
         facts["unfinished"] = document.pending.operation
     return facts
@@ -200,7 +168,7 @@ def _facts(condition: Condition) -> dict[str, Any]:
 def adopt(output: str) -> None:
     """After a restart of the manager or the host: find what runs, and mend what was left unfinished."""
     reports = Node().adopt()
-    shown = [_row(row_of(report)) | {"done": "; ".join(report.notices)} for report in reports]
+    shown = [row(row_of(report)) | {"done": "; ".join(report.notices)} for report in reports]
     table(output, shown, ("name", "state", "pid", "done"))
     if failed := [report for report in reports if report.error is not None]:
         raise DroverError(f"{len(failed)} of {len(reports)} could not be adopted: {', '.join(r.name for r in failed)}")

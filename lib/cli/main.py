@@ -52,7 +52,7 @@ COMMANDS = {
     "create": Entry(_INSTANCES, "Make an instance of a specification.", "create"),
     "delete": Entry(_INSTANCES, "Forget an instance that does not run.", "delete"),
     "kill": Entry(_INSTANCES, "End an instance at once.", "kill"),
-    "list": Entry(_INSTANCES, "Show all instances of this host.", "list_"),
+    "list": Entry("drover.cli.list", "Show all instances of this host.", "list_"),
     "pause": Entry(_INSTANCES, "Let a guest stand still.", "pause"),
     "reboot": Entry(_INSTANCES, "Shut an instance down and start it anew.", "reboot"),
     "rename": Entry(_INSTANCES, "Give an instance another name.", "rename"),

@@ -1,7 +1,8 @@
 """Instances on one node.
 
 - :mod:`.node`  all of them: made, found, renamed, removed, adopted after a restart of ours
-- :mod:`.instance`  one: its life, by way of :mod:`.launch`, :mod:`.mend`, :mod:`.ending`; :mod:`.condition`  how it is
+- :mod:`.instance`  one: its life, by way of :mod:`.launch`, :mod:`.mend`, :mod:`.ending`
+- :mod:`.condition`  how an instance is; :mod:`.state`, in a word
 - :mod:`.boot`  all of them in their order, at the host's boot and shutdown
 - :mod:`.watch`  watches them, by a :mod:`.follow` for each that runs, and :mod:`.restart` says what is to run again
 - :mod:`.host`  what the host lends them

@@ -14,12 +14,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import DroverError, RecordError
-from .condition import State
 from .host import Host
 from .instance import Instance
 from .lock import LOCK_TIMEOUT
 from .record import Document, Stop, load
 from .restart import is_due
+from .state import State
 
 # Seconds for a QEMU to say what it does. One that is silent runs, which is all that is asked.
 _LOOK: Final = 2.0

@@ -1,7 +1,6 @@
 """How an instance is at this moment: from its document, its process, and QEMU's own answer."""
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from typing import Any, Final
 
 from msgspec import Struct
@@ -13,47 +12,10 @@ from .host import Host
 from .ledger import Ledger
 from .record import Document
 from .sockets import dial
+from .state import State, state_named
 
 # Seconds that a look waits for the end of a QEMU that has closed its monitors.
 _ENDING: Final = 1.0
-
-
-class State(StrEnum):
-    """What an instance does."""
-
-    STOPPED = "stopped"
-    RUNNING = "running"
-    PAUSED = "paused"
-    STARTING = "starting"  # QEMU is there, and the guest has never run
-    SHUTDOWN = "shutdown"  # the guest has shut down, and QEMU waits for somebody to take note
-    PANICKED = "panicked"
-    IO_ERROR = "io-error"  # the guest waits for storage
-    MIGRATING = "migrating"
-    UNRESPONSIVE = "unresponsive"  # QEMU is there and does not answer
-    ENDED = "ended"  # QEMU has gone, and nobody has taken note
-    BUSY = "busy"  # somebody works on it, so QEMU was not asked
-    UNKNOWN = "unknown"  # what is kept of it cannot be read
-
-
-# QEMU's RunState (qapi/run-state.json) in these words.
-_STATES: Final[Mapping[str, State]] = {
-    "running": State.RUNNING,
-    "suspended": State.RUNNING,
-    "paused": State.PAUSED,
-    "debug": State.PAUSED,
-    "save-vm": State.PAUSED,
-    "restore-vm": State.PAUSED,
-    "watchdog": State.PAUSED,
-    "colo": State.PAUSED,
-    "prelaunch": State.STARTING,
-    "shutdown": State.SHUTDOWN,
-    "guest-panicked": State.PANICKED,
-    "internal-error": State.PANICKED,
-    "io-error": State.IO_ERROR,
-    "inmigrate": State.MIGRATING,
-    "postmigrate": State.MIGRATING,
-    "finish-migrate": State.MIGRATING,
-}
 
 
 class Condition(Struct, kw_only=True):
@@ -99,11 +61,6 @@ def state_of(vm: QmpConnection) -> tuple[State, str]:
     if state is State.IO_ERROR:
         return state, ", ".join(f"{name}: {problem}" for name, problem in failed_disks(vm).items())
     return state, "" if status == state else status
-
-
-def state_named(status: str) -> State:
-    """What a QEMU of this run state does (``RunState`` of qapi/run-state.json)."""
-    return _STATES.get(status, State.PAUSED)
 
 
 def failed_disks(vm: QmpConnection) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import DroverError, InstanceBusy, InstanceNotFound, MonitorError, MonitorTimeout
 from ..monitor.connection import QmpConnection
-from .condition import State, failed_disks, state_of
+from .condition import failed_disks, state_of
 from .ending import running
 from .host import Host
 from .instance import ANSWER_TIMEOUT, Instance
@@ -23,6 +23,7 @@ from .mend import ENDED_BY_GUEST, QUIT_GRACE
 from .record import Document, Runtime, load
 from .restart import is_due, seconds_left
 from .sockets import dial
+from .state import State
 
 # Seconds between two tries of what does not work: a QEMU that hangs, a document that cannot be read.
 _FIRST_PAUSE: Final = 1.0

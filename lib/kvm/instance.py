@@ -13,7 +13,7 @@ from typing import Final
 from ..errors import ConnectionClosed, DroverError, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
 from ..monitor.connection import QmpConnection
 from . import launch, verify
-from .condition import Condition, State, look, state_of
+from .condition import Condition, look, state_of
 from .devices import Devices
 from .ending import conclude, end_process
 from .host import Host
@@ -23,6 +23,7 @@ from .mend import attach, collect, mend
 from .record import Stop, load
 from .repair import repair
 from .restart import is_due, later
+from .state import State
 from .verify import Report
 
 # Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.

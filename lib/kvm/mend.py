@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
-from .condition import State, state_of
+from .condition import state_of
 from .ending import conclude, end_process, is_over, running, why_it_ended
 from .host import Host
 from .keeper import read_status
@@ -19,6 +19,7 @@ from .plugs import mend_plugs
 from .process import STATUS_TIMEOUT
 from .record import Stop
 from .sockets import dial
+from .state import State
 
 # Seconds from the end of its monitors to its own: it frees the guest's memory, some 0.1 s a GiB.
 QUIT_GRACE: Final = 30.0

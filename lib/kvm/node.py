@@ -17,7 +17,7 @@ from . import aside
 from .boot import Outcome, Tell, start_all, stop_all
 from .clone import Cloned, clone
 from .clone import Tell as Copied
-from .condition import Condition, State
+from .condition import Condition
 from .host import Host
 from .instance import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT, Instance
 from .ledger import Ledger, opened
@@ -25,6 +25,7 @@ from .lock import LOCK_TIMEOUT, locked
 from .paths import Paths, check_name
 from .record import Document, load, save, sync_folder
 from .spec import Spec, completed
+from .state import State
 
 # Each waits for its own QEMU: so many may hang before the others have to wait for them.
 _AT_ONCE: Final = 16

@@ -18,7 +18,7 @@ from . import net, netlink, ovs, seen
 from .argv.board import MONITORS
 from .argv.devices import USB_DRIVERS
 from .argv.places import slot_of
-from .condition import State, state_of
+from .condition import state_of
 from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
@@ -26,6 +26,7 @@ from .process import Process
 from .record import Device, Runtime
 from .seen import Body, Held, Machine, Tap, limits_text
 from .spec import Disk, Nic, Spec, UsbDevice, VfioDevice
+from .state import State
 from .strangers import chain, describe, layers, leftovers, listed, strangers
 
 D = TypeVar("D", Disk, Nic, UsbDevice, VfioDevice)

@@ -8,20 +8,23 @@ import http.client
 import os
 import socket
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct, to_builtins
 
 from ..errors import CallFailed
-from ..kvm.condition import Condition, State
-from ..kvm.kinds import Memory
 from ..kvm.record import Document, Stop
 from ..kvm.spec import Spec
 from ..kvm.spec.devices import Disk, Nic, UsbDevice, VfioDevice
-from ..kvm.verify import Report
+from ..kvm.state import State
 from .summary import Summary
+
+if TYPE_CHECKING:
+    from ..kvm.condition import Condition
+    from ..kvm.kinds import Memory
+    from ..kvm.verify import Report
 
 T = TypeVar("T")
 
@@ -89,15 +92,19 @@ class RemoteInstance:
         self._daemon = daemon
         self._path = f"/v1/instances/{quote(name, safe='')}"
 
-    def show(self, *, timeout: float = 0) -> Condition:
+    def show(self, *, timeout: float = 0) -> "Condition":
         """How it is; passwords are not told."""
+        from ..kvm.condition import Condition  # half of a command's start, and a list needs none of it
+
         shown = self._daemon.call("GET", self._path)
         row = msgspec.convert(shown["summary"], Summary)
         document = msgspec.convert(_readable(shown["document"]), Document, strict=False)
         return Condition(name=self.name, state=State(row.state), document=document, detail=row.detail)
 
-    def verify(self, *, timeout: float = 0) -> Report:
+    def verify(self, *, timeout: float = 0) -> "Report":
         """Specification, record and QEMU side by side."""
+        from ..kvm.verify import Report
+
         found = self._daemon.call("GET", f"{self._path}/verify")
         return msgspec.convert({key: value for key, value in found.items() if key != "agrees"}, Report)
 
@@ -193,8 +200,10 @@ class RemoteInstance:
         """Plug vCPUs in or out."""
         return self._do("set-vcpus", int, "count", count=count, timeout=timeout, even_under_tcg=even_under_tcg)
 
-    def add_memory(self, size: int, *, type: str = "dimm") -> Memory:
+    def add_memory(self, size: int, *, type: str = "dimm") -> "Memory":
         """Plug memory in."""
+        from ..kvm.kinds import Memory
+
         return self._do("add-memory", Memory, size=size, type=type)
 
     def remove_memory(self, id: str, *, timeout: float) -> None:

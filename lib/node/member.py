@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Final
 
 from ..errors import ConnectTimeout, DroverError, MonitorError, MonitorTimeout, RecordError
-from ..kvm.condition import State, failed_among, state_named
+from ..kvm.condition import failed_among
 from ..kvm.host import Host
 from ..kvm.mend import ENDED_BY_GUEST
 from ..kvm.record import Document, Runtime, load
 from ..kvm.restart import is_due, seconds_left
+from ..kvm.state import State, state_named
 from ..monitor.aio import AsyncQmpConnection
 from .summary import Summary, summarised
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 from msgspec import Struct, to_builtins
 
 from ..errors import WrongState
-from ..kvm.condition import State
 from ..kvm.instance import ANSWER_TIMEOUT, Instance
 from ..kvm.node import Node
 from ..kvm.record import load
 from ..kvm.sockets import dial
 from ..kvm.spec import Disk, Nic, UsbDevice, VfioDevice, parse
+from ..kvm.state import State
 from . import parameters as p
 
 

@@ -2,8 +2,8 @@
 
 from msgspec import Struct, structs
 
-from ..kvm.condition import State
 from ..kvm.record import Document, Restart, Stop
+from ..kvm.state import State
 
 
 class Summary(Struct, frozen=True, kw_only=True):

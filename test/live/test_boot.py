@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from drover.cli.boot import start_all, stop_all
 from drover.kvm.boot import Outcome
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from instances import bare, bootable, wait_for_shell
 
 pytestmark = pytest.mark.alone

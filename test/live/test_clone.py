@@ -16,10 +16,10 @@ import pytest
 
 from drover.errors import ArgumentError, DroverError, ImageError, InstanceExists, InstanceNotFound, WrongState
 from drover.kvm import aside
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import Spec, parse
+from drover.kvm.state import State
 from instances import Guest, bare, bootable
 
 MIB = 1 << 20

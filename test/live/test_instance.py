@@ -22,11 +22,11 @@ from drover.errors import (
     StartFailed,
     WrongState,
 )
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.ledger import opened
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from instances import bare, bootable, temporary_node, type_in, wait_for_shell
 
 TOP = Path(__file__).resolve().parents[2]

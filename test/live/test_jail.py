@@ -12,11 +12,11 @@ import pytest
 
 from drover.errors import NotSupported, SpawnFailed
 from drover.kvm import jail as jails
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.record import Runtime
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from instances import VERSIONS, bare, bootable, temporary_node, wait_for_shell
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from drover import QmpConnection
 from drover.errors import HotplugError, NoFreeSlot
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from instances import Guest, agree, bootable, temporary_node
 from netns import ip, own_network
 

@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from drover import QmpConnection
-from drover.kvm.condition import State
 from drover.kvm.instance import Instance
 from drover.kvm.ledger import opened
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from drover.kvm.verify import Fact, Report
 from drover.ops.throttle import Limits
 from instances import Guest, bare, bootable
