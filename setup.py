@@ -19,6 +19,7 @@ RUNTIME = [
     "pyroute2>=0.9.2,<0.10",
     "pycdlib>=1.14,<2",
     "aiohttp>=3.12,<4",
+    "prometheus-client>=0.20,<1",
     "jeepney>=0.8,<1",
     "pyinotify>=0.9.6,<0.10",
     'pyasyncore>=1.0.2,<2; python_version >= "3.12"',

@@ -7,6 +7,6 @@
 - :mod:`.model`  the live picture of all instances, a :mod:`.member` and a :mod:`.summary` for each; :mod:`.feed` tells
   of its changes
 - :mod:`.work`  what blocks, in threads
-- :mod:`.logs`  the daemon's log
+- :mod:`.logs`, :mod:`.metrics`  the daemon's log, and figures for Prometheus
 - :mod:`.client`  the daemon from the outside: the same verbs, over its socket
 """

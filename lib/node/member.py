@@ -35,12 +35,14 @@ class Member:
 
     :ivar summary: its row; None before the first look
     :ivar settled: it has been looked at
+    :ivar round_trip: seconds that QEMU took to answer the last question; None where it was not asked in this run
     """
 
     def __init__(self, host: Host, name: str, changed: Changed, act: Callable[[str], None]) -> None:
         self.name = name
         self.summary: Summary | None = None
         self.settled = asyncio.Event()
+        self.round_trip: float | None = None
         self._host = host
         self._paths = host.paths.instance(name)
         self._changed = changed
@@ -118,6 +120,7 @@ class Member:
         """
         runtime = document.runtime
         if runtime is None:
+            self.round_trip = None
             self._say(document, State.STOPPED)
             if document.restart is not None and is_due(document, self._host.boot_id):
                 return await self._restart_later(seconds_left(document.restart))
@@ -174,9 +177,10 @@ class Member:
                 with suppress(MonitorTimeout):
                     await anext(events)
 
-    @staticmethod
-    async def _ask(vm: AsyncQmpConnection) -> tuple[State, str]:
+    async def _ask(self, vm: AsyncQmpConnection) -> tuple[State, str]:
+        asked = time.monotonic()
         status = (await vm.query_status()).status
+        self.round_trip = time.monotonic() - asked
         state = state_named(status)
         if state is State.IO_ERROR:
             failed = failed_among(await vm.query_block())

@@ -74,6 +74,10 @@ class Model:
         member = self._members.get(name)
         return member.summary if member else None
 
+    def round_trips(self) -> list[tuple[str, float]]:
+        """How long each QEMU that runs took to answer the last question, in seconds."""
+        return [(name, member.round_trip) for name, member in self._members.items() if member.round_trip is not None]
+
     async def refreshed(self, name: str) -> None:
         """Wait until what was done to an instance just now is in its row; one that hangs is not waited for."""
         self._look_at(name)

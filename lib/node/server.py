@@ -18,6 +18,8 @@ from ..version import __version__
 from . import openapi
 from .access import Caller, caller_of
 from .feed import Feed
+from .metrics import CONTENT_TYPE as CONTENT_TYPE_METRICS
+from .metrics import Metrics
 from .model import Model
 from .operations import ACTS, CREATE, DELETE, Operation, Role
 from .problems import CONTENT_TYPE, Refused, code_of, problem
@@ -44,6 +46,7 @@ class Server:
         self._worker = worker
         self._model = model
         self._feed = feed
+        self._metrics = Metrics(model)
         self._started = time.time()
 
     def application(self) -> web.Application:
@@ -58,6 +61,7 @@ class Server:
         app.router.add_post("/v1/instances/{name}/{verb}", self._act)
         app.router.add_get("/v1/events", self._feed.serve)
         app.router.add_get("/v1/openapi.json", self._openapi)
+        app.router.add_get("/metrics", self._told_figures)
         return app
 
     # -- what is read -------------------------------------------------------------------------------------------------
@@ -73,6 +77,10 @@ class Server:
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return answer(openapi.document())
+
+    async def _told_figures(self, request: web.Request) -> web.Response:
+        text = await self._worker.do("", self._metrics.text)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_METRICS})
 
     async def _list(self, request: web.Request) -> web.Response:
         return answer({"instances": self._model.summaries})
@@ -113,7 +121,7 @@ class Server:
         self, request: web.Request, operation: Operation, name: str, document: Any, *, status: int = 200
     ) -> web.Response:
         caller = request[CALLER]
-        outcome = "failed"
+        outcome, begun = "failed", time.monotonic()
         try:
             _allow(caller, operation.role)
             params = parameters(operation, document)
@@ -124,6 +132,8 @@ class Server:
             raise
         finally:
             said = {"caller": caller.name, "operation": operation.verb, "instance": name, "outcome": outcome}
+            self._metrics.calls.labels(operation.verb, outcome).inc()
+            self._metrics.seconds.labels(operation.verb).observe(time.monotonic() - begun)
             audit.info("%s %s by %s: %s", operation.verb, name, caller.name, outcome, extra=said)
         for each in {name, result.get("name", name) if isinstance(result, Mapping) else name}:
             await self._model.refreshed(each)

@@ -211,6 +211,26 @@ def test_events(noded: Noded) -> None:
     again.close()
 
 
+def test_figures(noded: Noded) -> None:
+    noded.create(bare("7.2", "a"))
+    noded.do("start", "a")
+    noded.call("POST", "/v1/instances/none/start", {})
+    connection = UnixConnection(noded.socket, 20)
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    assert response.getheader("Content-Type", "").startswith("text/plain")
+    lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if not line.startswith("#"))
+    connection.close()
+    assert lines['drover_instances{state="running"}'] == "1.0"
+    assert lines['drover_calls_total{operation="start",outcome="done"}'] == "1.0"
+    assert lines['drover_calls_total{operation="start",outcome="instance-not-found"}'] == "1.0"
+    assert lines['drover_call_seconds_count{operation="start"}'] == "2.0"
+    assert 0 < float(lines['drover_monitor_seconds{instance="a"}']) < 5
+    assert float(lines['drover_instance_resident_bytes{instance="a"}']) > 10 << 20
+    assert float(lines['drover_instance_cpu_seconds{instance="a"}']) > 0
+    assert float(lines['drover_instance_memory_bytes{instance="a"}']) == 64 << 20
+
+
 def test_what_is_wrong_is_told(noded: Noded) -> None:
     noded.create(bare("7.2", "web1"))
     for method, path, body, status, code in (
