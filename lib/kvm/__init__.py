@@ -17,7 +17,8 @@
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
 - :mod:`.images`  images of disks, opened with all that they stand on, made, and looked at
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
-- :mod:`.identity`  the user id that it runs as; :mod:`.jail`, its root directory
+- :mod:`.identity`  the user id that it runs as
+- :mod:`.root`  the root directory that it runs in, if it has its own, and :mod:`.view`  what it sees there
 - :mod:`.cgroup`  the control group that it runs in; :mod:`.tree`, where that is; :mod:`.scope`, by systemd
 - :mod:`.binary`  what a QEMU binary is and can do, learnt in a :mod:`.trial` and kept in a :mod:`.cache`
 - :mod:`.acceleration`  KVM where it is proven to work, by a :mod:`.proof`, else TCG

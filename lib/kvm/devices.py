@@ -17,6 +17,7 @@ from .kinds import CPU, DISK, MEMORY, NIC, USB, VFIO, Cpu, Cpus, Memory
 from .ledger import Ledger
 from .record import runtime_of
 from .spec import Disk, Nic, UsbDevice, VfioDevice
+from .view import check_visible
 
 # Seconds for the guest to see a device and have its driver ready; on a root port Linux takes up to 5.
 DRIVER_TIMEOUT: Final = 15.0
@@ -105,6 +106,7 @@ class Devices(ABC):
                 raise ArgumentError("id", id, f"one of its CD drives: {', '.join(drives) or 'none'}")
             fields = {"source": source, "format": format if source else None, "backing": None}
             disk: Disk = plugs.another(ledger, "disks", id, fields)
+            check_visible(runtime_of(ledger.document), disk)
             node = vm.tidy_cdrom(id).node
             plugs.change(ledger, vm, changes.MEDIUM, id=id, disk=disk, force=force, timeout=timeout, node=node)
 

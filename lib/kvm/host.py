@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from ..errors import ArgumentError
 from .acceleration import Verdict, acceleration
 from .binary import Binary, probe_binary
 from .cgroup import Cgroup
 from .identity import Identity, UidPool
 from .paths import InstancePaths, Paths, default_paths
 from .process import current_boot
+from .spec import Spec
 from .tree import Tree
 
 _KVM: Final = Path("/dev/kvm")
@@ -54,6 +56,15 @@ class Host:
             return None
         groups = (_KVM.stat().st_gid,) if accelerator == "kvm" else ()
         return self.uids.lend(uuid, groups)
+
+    def check(self, spec: Spec) -> None:
+        """See that we may do what an instance needs, as far as that is not to be had in another way.
+
+        :raises ArgumentError: we may not; names the field
+        """
+        if self.rootless and spec.chroot:
+            allowed = "only root can make a root directory; for an ordinary user it has to be false"
+            raise ArgumentError("chroot", True, allowed)
 
     def make_folders(self, paths: InstancePaths, identity: Identity | None) -> None:
         """Make the folders of a run. Who is not root or the instance's user sees nothing of them."""

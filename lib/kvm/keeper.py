@@ -12,7 +12,8 @@ How one start goes::
     pidfd_open, start time  <-   says the child's pid            waits
     record it                    moves itself and the child
                             <-   to their control groups, unless systemd does
-    "go"                  ->     waits                           executes: setpriv, then the program
+    "go"                  ->     waits                           executes: nsenter, where it has a root
+                                                                  of its own; setpriv; the program
     look until it has executed   writes the status
 
 Until "go" nothing has run, and if we die before it, nothing will. A move between control groups

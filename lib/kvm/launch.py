@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import structs
 
-from ..errors import DroverError, MonitorError, NotSupported, StartFailed
+from ..errors import DroverError, MonitorError, SpawnFailed, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
 from . import argv, logs, net
@@ -30,15 +30,16 @@ from .cgroup import Cgroup, Limits
 from .ending import conclude, end_process, log_tail
 from .firmware import find_firmware
 from .host import Host
-from .jail import Jail
 from .ledger import Ledger
 from .process import Process, spawn
 from .record import Device, Runtime, Stop, replace
+from .root import own_root
 from .seed import seed_image
 from .servers import check_servers
 from .sockets import Listeners
 from .spec import BootSpec, LimitSpec
 from .tpm import start_tpm
+from .view import view
 
 # Descriptors of taps, by the ids of the NICs that stand on them.
 Taps = Mapping[str, Sequence[int]]
@@ -61,6 +62,7 @@ def start(
     :raises OSError: an image cannot be opened, or a file not be made
     """
     document = ledger.document
+    host.check(document.spec)
     binary = host.binary(document.spec.emulator)
     runtime = _plan(host, ledger, binary)
     document.generation, document.runtime, runtime.paused = runtime.generation, runtime, paused
@@ -154,23 +156,22 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         spawn(
             runtime.argv, status_path=paths.exit_status, log_fd=log,
             fds=[*boot_fds, *((fds | found)[name] for name in plan.fds)],
-            identity=identity, cgroup=group, jail=_jail(host, ledger, runtime), before=record,
+            identity=identity, cgroup=group, before=record, root=_own_root(lent, ledger, runtime),
         ).close()  # fmt: skip
     return [*([runtime.notice] if runtime.notice else []), *lacks, *notices]
 
 
-def _jail(host: Host, ledger: Ledger, runtime: Runtime) -> Jail | None:
-    """The root directory that it gets.
-
-    :raises NotSupported: it wants one, and that takes root
-    """
-    paths = ledger.paths
+def _own_root(lent: ExitStack, ledger: Ledger, runtime: Runtime) -> int | None:
+    """A root directory of its own, where it is wanted: the namespace with it."""
     if not runtime.spec.chroot:
         return None
-    if host.rootless:
-        raise NotSupported("chroot = true", "root", by="an ordinary user")
-    paths.root.mkdir(mode=0o755, exist_ok=True)
-    return Jail(paths.root, emulator=runtime.emulator, private=paths.private, spec=runtime.spec)
+    paths = ledger.paths
+    shown = view(runtime.spec, runtime.emulator, paths.private, runtime.accelerator)
+    try:
+        return lent.enter_context(own_root(paths.run, shown))
+    except OSError as error:
+        why = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        raise SpawnFailed(runtime.emulator, f"no chroot could be made: {why}") from error
 
 
 def _limit(group: Cgroup | None, wanted: LimitSpec) -> list[str]:

@@ -79,7 +79,9 @@ class Node:
 
         :returns: it; what was chosen for it, such as its uuid, is in its specification now
         :raises InstanceExists: there is one of this name
+        :raises ArgumentError: this user can have none like that
         """
+        self.host.check(spec)
         paths = self.host.paths.instance(spec.name)
         with locked(self.host.paths.locks, spec.name, "create"):
             if paths.state.exists():

@@ -76,11 +76,6 @@ class InstancePaths:
         """How its TPM ended."""
         return self.state / "tpm-status"
 
-    @property
-    def root(self) -> Path:
-        """Over this its root directory is made, if it has one of its own; here it stays empty."""
-        return self.run / "root"
-
     def socket(self, what: str) -> Path:
         """A socket that is bound here: ``control``, ``events``, ``people``, ``serial``, ``agent``."""
         return self.run / what

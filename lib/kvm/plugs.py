@@ -18,6 +18,7 @@ from .kinds import KINDS, MEMORY, NIC, Kind
 from .ledger import Ledger
 from .record import Device, Runtime, runtime_of
 from .spec import Spec, completed, dump, parse
+from .view import check_visible
 
 _ADD: Final = "add-"
 _REMOVE: Final = "remove-"
@@ -28,10 +29,13 @@ def one_more(ledger: Ledger, field: str, fields: dict[str, Any]) -> Any:
 
     :param field: the list of the specification that it is for
     :raises SpecError: its fields are wrong, or do not go with the other devices'
+    :raises ArgumentError: its QEMU runs in a root directory without something that the device needs
     """
     document = json.decode(dump(runtime_of(ledger.document).spec))
     document[field] = [*document.get(field, ()), fields]
-    return getattr(_checked(document), field)[-1]
+    device = getattr(_checked(document), field)[-1]
+    check_visible(runtime_of(ledger.document), device)
+    return device
 
 
 def another(ledger: Ledger, field: str, id: str, fields: dict[str, Any]) -> Any:

@@ -16,8 +16,8 @@ from typing import Final, Self
 from ..errors import ArgumentError, ProcessGone, ProcessStuck, SpawnFailed
 from .cgroup import Cgroup
 from .identity import Identity
-from .jail import CHROOT, UNSHARE, Jail
 from .keeper import COMMAND_LINE, ExitStatus, open_status, read_status, start_keeper
+from .root import NSENTER, words_to_enter
 
 START_TIMEOUT: Final = 10.0  # s; it takes some 5 ms: more is a host that swaps, or a binary on a file server that hangs
 KILL_TIMEOUT: Final = 10.0  # s; freeing a big guest's memory takes about 0.1 s a GiB
@@ -151,7 +151,7 @@ def spawn(
     fds: Sequence[int] = (),
     identity: Identity | None = None,
     cgroup: Cgroup | None = None,
-    jail: Jail | None = None,
+    root: int | None = None,
     cwd: str = "/",
     env: Mapping[str, str] | None = None,
     before: Callable[[Process], None] | None = None,
@@ -169,7 +169,7 @@ def spawn(
     :param fds: what it inherits, under the same numbers
     :param identity: run it as this user, in these groups alone, without any capability; None: as us
     :param cgroup: where it is before its first instruction
-    :param jail: the root directory that it has, which is made for it
+    :param root: descriptor of the namespace with its root directory (:mod:`.root`); None: it has the host's
     :param env: all its environment; None: a plain path and locale
     :param before: called with the process that is about to become the program. If it raises, the
         program does not run: the place to record the pid
@@ -183,7 +183,7 @@ def spawn(
     status = open_status(status_path, STATUS_TIMEOUT)
     try:
         held = start_keeper(
-            [*(jail.words() if jail else ()), *_privileges(identity), *words],
+            [*words_to_enter(root), *_privileges(identity), *words],
             status,
             groups=cgroup.entrances if cgroup else ("", ""),
             fds=fds,
@@ -231,12 +231,12 @@ def _privileges(identity: Identity | None) -> list[str]:
 
 
 def _see_it_execute(process: Process, deadline: float) -> str:
-    """Nothing tells us of an exec, so look at the command line until it is the program's, and none of those before it.
+    """Nothing tells us of an exec, so look at the command line until it is none of those before the program's.
 
     :returns: what went wrong, if something did
     """
     pause = _FIRST_LOOK
-    before = (COMMAND_LINE, *("\0".join(words).encode() for words in (UNSHARE, (CHROOT, "/"), (_SETPRIV, "--"))))
+    before = (COMMAND_LINE, f"{NSENTER}\0--".encode(), f"{_SETPRIV}\0--".encode())
     while True:
         line = _command_line(process.pid)  # empty in the middle of an exec, and at the end
         if not process.alive:

@@ -14,7 +14,6 @@ from ..ops.nodes import BlockNode, BlockTree
 from ..ops.throttle import Limits
 from ..ops.virtio import DriverState
 from . import netlink
-from .jail import rooted_elsewhere
 from .ledger import Ledger
 from .process import Process
 
@@ -87,7 +86,7 @@ class Body(Struct, kw_only=True):
 
     :ivar uid: the user it runs as
     :ivar cgroup: the folder of its control group, as seen from the mount point
-    :ivar jailed: its root directory is not the host's
+    :ivar own_root: its root directory is not ours
     :ivar files: what it has open, by device and inode
     :ivar taps: that it has open, by name
     :ivar sockets: that there are in the folder of the run
@@ -95,7 +94,7 @@ class Body(Struct, kw_only=True):
 
     uid: int
     cgroup: str
-    jailed: bool
+    own_root: bool
     files: dict[FileId, str]
     taps: dict[str, Tap]
     sockets: list[str]
@@ -189,8 +188,10 @@ def body(ledger: Ledger, process: Process) -> Body:
             _look_at(folder, fd, files, taps)
     for name, tap in taps.items():
         tap.up, tap.bridge = netlink.state_of(name) or (False, "")
-    jailed = rooted_elsewhere(process.pid)
-    return Body(uid=uid, cgroup=cgroup, jailed=jailed, files=files, taps=taps, sockets=sorted(_sockets(ledger)))
+    own_root = not os.path.samefile(f"{folder}/root", "/")
+    return Body(
+        uid=uid, cgroup=cgroup, own_root=own_root, files=files, taps=taps, sockets=sorted(_sockets(ledger))
+    )  # fmt: skip
 
 
 def _look_at(folder: str, fd: str, files: dict[FileId, str], taps: dict[str, Tap]) -> None:

@@ -192,8 +192,8 @@ def _remains(ledger: Ledger) -> Iterator[Fact]:
 def _process(host: Host, ledger: Ledger, runtime: Runtime, body: Body) -> Iterator[Fact]:
     uid = os.geteuid() if runtime.uid is None else runtime.uid
     yield _fact("process user", record=str(uid), qemu=str(body.uid), remedy=NEXT_START)
-    roots = ("the host's", "its own")
-    yield _fact("process root", record=roots[runtime.spec.chroot], qemu=roots[body.jailed], remedy=NEXT_START)
+    asked, recorded = (_root(spec.chroot) for spec in (ledger.document.spec, runtime.spec))
+    yield _fact("process root", asked, recorded, _root(body.own_root), NEXT_START)
     if runtime.cgroup:
         # the mount point is the host's business
         same = body.cgroup != "/" and runtime.cgroup.endswith(body.cgroup)
@@ -208,6 +208,10 @@ def _process(host: Host, ledger: Ledger, runtime: Runtime, body: Body) -> Iterat
     for name in body.sockets:
         if name not in wanted:
             yield _fact(f"leftover socket {name}", record=NONE, qemu="there", remedy=REMOVE)
+
+
+def _root(own: bool) -> str:
+    return "its own" if own else "the host's"
 
 
 def wanted_sockets(spec: Spec) -> list[str]:

@@ -1,5 +1,6 @@
 """What is wrong between the fields of a specification, each of which is right by itself: the machine as a whole."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
@@ -143,6 +144,22 @@ def _others(spec: Spec) -> Iterator[Problem]:
         yield Problem("vsock_cid", spec.vsock_cid, f"0 for none, or from {_FIRST_CID} on")
 
 
+def _chroot(spec: Spec) -> Iterator[Problem]:
+    if not spec.chroot:
+        if spec.chroot_paths:
+            yield Problem("chroot_paths", list(spec.chroot_paths), "possible without chroot = true")
+        return
+    paths = [(f"chroot_paths[{n}]", path) for n, path in enumerate(spec.chroot_paths)]
+    screens = (("vnc", spec.vnc), ("spice", spec.spice))
+    paths += [(f"{name}.tls_dir", screen.tls_dir) for name, screen in screens if screen is not None and screen.tls_dir]
+    for field, path in paths:
+        folder = os.path.normpath(path).lstrip("/").partition("/")[0]
+        if not folder:
+            yield Problem(field, path, "possible with a chroot: that would be the host's whole root")
+        elif folder == "proc":
+            yield Problem(field, path, "possible with a chroot, which has a /proc of its own")
+
+
 # -- ids and what else must differ --------------------------------------------------------------------
 
 
@@ -229,5 +246,7 @@ def _screens(spec: Spec) -> Iterator[Problem]:
 
 
 _Checks: TypeAlias = tuple[Callable[[Spec], Iterator[Problem]], ...]
-_PARTS: Final[_Checks] = (_cpu, _memory, _limits, _firmware, _boot, _disks, _nics, _plugged, _screens, _others)
+_PARTS: Final[_Checks] = (
+    *(_cpu, _memory, _limits, _firmware, _boot, _disks, _nics, _plugged, _screens, _others, _chroot),
+)
 _NAMES: Final[_Checks] = (_ids, _macs, _boot_indexes, _host_devices)

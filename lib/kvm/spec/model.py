@@ -206,6 +206,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar smbios: what the guest reads of its hardware
     :ivar limits: what it may use of the host at most
     :ivar chroot: QEMU has a root directory of its own, with nothing of the host but what it needs
+    :ivar chroot_paths: more of the host that is there, read only
     :ivar extra_args: more words for QEMU's command line, as a last resort: nothing checks them. A ``-device`` has to be
         JSON, for QEMU makes all that are not before the buses that are
     """
@@ -245,6 +246,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     smbios: Smbios = Smbios()
     limits: LimitSpec = LimitSpec()
     chroot: bool = False
+    chroot_paths: tuple[Path, ...] = ()
     extra_args: tuple[Text, ...] = ()
 
     @property
