@@ -6,6 +6,7 @@
   as :mod:`.problems`
 - :mod:`.model`  the live picture of all instances, a :mod:`.member` and a :mod:`.summary` for each; :mod:`.feed` tells
   of its changes
+- :mod:`.screens`  console, VNC and a picture of the screen
 - :mod:`.work`  what blocks, in threads
 - :mod:`.logs`, :mod:`.metrics`  the daemon's log, and figures for Prometheus
 - :mod:`.client`  the daemon from the outside: the same verbs, over its socket

@@ -12,6 +12,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from .operations import Role
+from .problems import Refused
 
 GROUP: Final = "drover"  # its members may operate the instances of a host
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -42,6 +43,24 @@ def caller_of(request: web.Request) -> Caller:
     with suppress(KeyError):
         name = pwd.getpwuid(uid).pw_name
     return Caller(name=name, role=Role.ADMIN if uid in (0, os.geteuid()) else Role.OPERATOR)
+
+
+CALLER: Final = web.RequestKey("caller", Caller)
+
+
+def allow(caller: Caller, role: Role) -> None:
+    """See that a caller may do what takes this role.
+
+    :raises Refused: they may not
+    """
+    if caller.role < role:
+        has, takes = caller.role.name.lower(), role.name.lower()
+        raise Refused(403, "not-allowed", f"{caller.name} is {has}: this takes {takes}")
+
+
+def require(request: web.Request, role: Role) -> None:
+    """The same, of whoever sent a request."""
+    allow(request[CALLER], role)
 
 
 def give_to_group(path: str) -> None:

@@ -16,20 +16,20 @@ from ..kvm.spec import public
 from ..kvm.spec.reader import Reader
 from ..version import __version__
 from . import openapi
-from .access import Caller, caller_of
+from .access import CALLER, allow, caller_of
 from .feed import Feed
 from .metrics import CONTENT_TYPE as CONTENT_TYPE_METRICS
 from .metrics import Metrics
 from .model import Model
-from .operations import ACTS, CREATE, DELETE, Operation, Role
+from .operations import ACTS, CREATE, DELETE, Operation
 from .problems import CONTENT_TYPE, Refused, code_of, problem
+from .screens import Screens
 from .work import Worker
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Bytes of a request's body: a specification with its cloud-init data; what is larger is refused.
 MAX_BODY: Final = 1 << 20
-CALLER: Final = web.RequestKey("caller", Caller)
 log = logging.getLogger("drover.node")
 audit = logging.getLogger("drover.audit")
 
@@ -61,6 +61,7 @@ class Server:
         app.router.add_post("/v1/instances/{name}/{verb}", self._act)
         app.router.add_get("/v1/events", self._feed.serve)
         app.router.add_get("/v1/openapi.json", self._openapi)
+        Screens(self._worker).add_to(app.router)
         app.router.add_get("/metrics", self._told_figures)
         return app
 
@@ -123,7 +124,7 @@ class Server:
         caller = request[CALLER]
         outcome, begun = "failed", time.monotonic()
         try:
-            _allow(caller, operation.role)
+            allow(caller, operation.role)
             params = parameters(operation, document)
             result = await self._worker.do(name, lambda: operation.does(self._worker.node, name, params))
             outcome = "done"
@@ -143,12 +144,6 @@ class Server:
 def answer(data: Any, *, status: int = 200) -> web.Response:
     """A response of JSON."""
     return web.Response(body=msgspec.json.encode(data), status=status, content_type="application/json")
-
-
-def _allow(caller: Caller, role: Role) -> None:
-    if caller.role < role:
-        has, takes = caller.role.name.lower(), role.name.lower()
-        raise Refused(403, "not-allowed", f"{caller.name} is {has}: this takes {takes}")
 
 
 def parameters(operation: Operation, document: Any) -> Any:
