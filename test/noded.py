@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Noded:
     :ivar socket: where it listens
     """
 
-    def __init__(self, paths: Paths, log: Path) -> None:
+    def __init__(self, paths: Paths, log: Path, options: Sequence[str] = ()) -> None:
+        self._options = options
         self.socket = paths.run / "noded.sock"
         self._env = os.environ | {"DROVER_STATE_DIR": str(paths.state), "DROVER_RUN_DIR": str(paths.run)}
         self._log = log
@@ -56,7 +57,7 @@ class Noded:
     def start(self, timeout: float = 20) -> None:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([PROGRAM], env=self._env, stderr=log)
+            self._process = subprocess.Popen([PROGRAM, *self._options], env=self._env, stderr=log)
         deadline = time.monotonic() + timeout
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -68,6 +69,9 @@ class Noded:
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Have it end; its exit status."""

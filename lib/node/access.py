@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from .operations import Role
 from .problems import Refused
+from .tls import role_in
 
 GROUP: Final = "drover"  # its members may operate the instances of a host
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -30,14 +31,24 @@ class Caller(Struct, frozen=True, kw_only=True):
 
 
 def caller_of(request: web.Request) -> Caller:
-    """By the kernel's word for whoever opened the connection: root, and the user this daemon runs as, may do anything.
+    """On the network, by the certificate; else by the kernel's word for whoever opened the connection.
 
-    The socket's mode lets in its group alone, and who is in that may operate.
+    Of those, root and the user this daemon runs as may do anything. The socket's mode lets in its group alone, and who
+    is in that may operate.
+
+    :raises Refused: the certificate names nobody, or no role
     """
     transport = request.transport
-    peer = transport.get_extra_info("socket") if transport is not None else None
+    if transport is None:
+        raise Refused(400, "gone", "the connection is gone")
+    if (certificate := transport.get_extra_info("peercert")) is not None:
+        name, role = role_in(certificate)
+        if not name or role is None:
+            raise Refused(403, "no-role", "the certificate has no CN, or no OU that is viewer, operator or admin")
+        return Caller(name=name, role=role)
+    peer = transport.get_extra_info("socket")
     if peer is None or peer.family != socket.AF_UNIX:
-        return Caller(name="nobody", role=Role.VIEWER)
+        raise Refused(403, "no-certificate", "this takes a certificate")
     _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     name = str(uid)
     with suppress(KeyError):

@@ -94,7 +94,9 @@ def problem(error: BaseException) -> dict[str, Any]:
 
 
 def code_of(error: BaseException) -> str:
-    """The code of an error: its class's name in small letters."""
+    """The code of an error: its class's name in small letters, or what it says itself."""
+    if isinstance(error, Refused):
+        return error.code
     return "os-error" if isinstance(error, OSError) and not isinstance(error, e.DroverError) else _kebab(type(error))
 
 

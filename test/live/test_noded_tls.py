@@ -1,0 +1,168 @@
+"""The node daemon on the network: who gets in, and as whom; with real certificates, made by openssl."""
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drover.kvm.node import Node
+from instances import bare, temporary_node
+from noded import PROGRAM, Noded
+
+
+class Authority:
+    """Signs certificates."""
+
+    def __init__(self, folder: Path) -> None:
+        assert shutil.which("openssl"), "no openssl here: apt-get install openssl"
+        folder.mkdir()
+        self.folder = folder
+        self._openssl("req", "-x509", "-days", "2", "-subj", "/CN=authority", "-newkey", "ec", "-pkeyopt",
+                      "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
+
+    def sign(self, name: str, subject: str, days: str = "2") -> tuple[Path, Path]:
+        """A certificate and its key."""
+        self._openssl("req", "-subj", subject, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                      "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
+        (self.folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-days", days,
+                      "-extfile", "san", "-out", f"{name}.pem")  # fmt: skip
+        (self.folder / f"{name}.key").chmod(0o600)
+        return self.folder / f"{name}.pem", self.folder / f"{name}.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+
+
+class Remote:
+    """A daemon on the network."""
+
+    def __init__(self, node: Node, folder: Path) -> None:
+        self.ours = Authority(folder / "ours")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        certificate, key = self.ours.sign("daemon", "/CN=localhost")
+        words = ["--listen", f"127.0.0.1:{self.port}", "--cert", str(certificate), "--key", str(key)]
+        self.local = Noded(node.host.paths, folder / "log", [*words, "--ca", str(self.ours.certificate)])
+
+    def call(self, signed: tuple[Path, Path] | None, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        context = ssl.create_default_context(cafile=str(self.ours.certificate))
+        if signed is not None:
+            context.load_cert_chain(*signed)
+        connection = http.client.HTTPSConnection("localhost", self.port, context=context, timeout=20)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def serial(self) -> int:
+        """Of the certificate that it shows."""
+        context = ssl.create_default_context(cafile=str(self.ours.certificate))
+        with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            with context.wrap_socket(sock, server_hostname="localhost") as tls:
+                assert tls.version() == "TLSv1.3"
+                found = tls.getpeercert()
+                assert found
+                return int(str(found["serialNumber"]), 16)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Remote]:
+    """One that runs, with an instance `a`."""
+    with temporary_node() as node:
+        remote = Remote(node, tmp_path)
+        remote.local.start()
+        remote.local.create(bare("7.2", "a"))
+        yield remote
+        remote.local.end()
+
+
+def test_a_role_is_in_the_certificate(remote: Remote) -> None:
+    viewer, operator, admin = (remote.ours.sign(f"n{number}", f"/OU={role}/CN={role}-1")
+                               for number, role in enumerate(("viewer", "operator", "admin")))  # fmt: skip
+    assert remote.call(viewer, "GET", "/v1/instances")[1]["instances"][0]["name"] == "a"
+    status, told = remote.call(viewer, "POST", "/v1/instances/a/start", {})
+    assert (status, told["code"]) == (403, "not-allowed")
+    assert remote.call(operator, "POST", "/v1/instances/a/start", {})[0] == 200
+    assert remote.call(operator, "POST", "/v1/instances/a/qmp", {"execute": "stop"})[0] == 403
+    assert remote.call(admin, "POST", "/v1/instances/a/qmp", {"execute": "stop"})[0] == 200
+    said = [(line["caller"], line["outcome"]) for line in remote.local.log if line.get("operation") in ("start", "qmp")]
+    assert said == [
+        ("viewer-1", "not-allowed"), ("operator-1", "done"), ("operator-1", "not-allowed"), ("admin-1", "done"),
+    ]  # fmt: skip
+
+
+def test_who_does_not_get_in(remote: Remote, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "theirs").sign("x", "/OU=admin/CN=mallory")
+    late = remote.ours.sign("late", "/OU=admin/CN=late", days="-1")
+    for signed in (None, stranger, late):
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
+            remote.call(signed, "GET", "/v1/instances")
+    for subject in ("/CN=someone", "/OU=boss/CN=someone", "/OU=admin"):
+        status, told = remote.call(remote.ours.sign("y", subject), "GET", "/v1/instances")
+        assert (status, told["code"]) == (403, "no-role")
+    plain = http.client.HTTPConnection("localhost", remote.port, timeout=10)
+    plain.connect()
+    plain.sock.sendall(b"GET /v1/instances HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        http.client.HTTPResponse(plain.sock).begin()
+    plain.close()
+    assert remote.local.call("GET", "/v1/instances")[0] == 200
+
+
+def test_older_tls_is_refused(remote: Remote) -> None:
+    context = ssl.create_default_context(cafile=str(remote.ours.certificate))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("127.0.0.1", remote.port)) as sock, pytest.raises(ssl.SSLError):
+        context.wrap_socket(sock, server_hostname="localhost")
+
+
+def test_a_new_certificate_without_a_restart(remote: Remote) -> None:
+    before = remote.serial()
+    remote.ours.sign("daemon", "/CN=localhost")  # in the place of the old one
+    remote.local.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while (now := remote.serial()) == before:
+        assert time.monotonic() < deadline, remote.local.log
+        time.sleep(0.05)
+    (remote.ours.folder / "daemon.pem").write_text("nonsense")
+    remote.local.send_signal(signal.SIGHUP)
+    while not [line for line in remote.local.log if "stays as it was" in line["text"]]:
+        assert time.monotonic() < deadline, remote.local.log
+        time.sleep(0.05)
+    assert remote.serial() == now
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    ours = Authority(tmp_path / "ours")
+    certificate, key = ours.sign("daemon", "/CN=localhost")
+    files = ["--cert", str(certificate), "--key", str(key), "--ca", str(ours.certificate)]
+    for words, text in (
+        (["--listen", "127.0.0.1:8443"], "with --cert, --key and --ca"),
+        (["--listen", "8443x", *files], "a host, which may be empty, ':' and a port"),
+        (["--listen", ":8443", *files[:4], "--ca", str(key)], "--ca"),
+        (["--listen", ":8443", "--cert", str(key), *files[2:]], "--cert"),
+    ):
+        env = {"DROVER_STATE_DIR": str(tmp_path / "state"), "DROVER_RUN_DIR": str(tmp_path / "run"), "PATH": "/usr/bin"}
+        done = subprocess.run([PROGRAM, *words], env=env, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+    key.chmod(0o644)
+    done = subprocess.run(
+        [PROGRAM, "--listen", ":8443", *files], env=env, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert "chmod 600" in done.stderr
