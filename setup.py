@@ -40,6 +40,7 @@ BENCH = ["qemu.qmp>=0.0.6,<0.1", "avocado-framework-plugin-vt>=113,<114"]
 # The launchers of `make install` are their like: daemons/*.in
 PROGRAMS = [
     "drover = drover.cli.main:main",
+    "drover-kvmd = drover.events.daemon:main",
     "drover-noded = drover.node.daemon:main",
     "drover-qmp-shell = drover.shell.qmp:main",
     "drover-qmp-shell-wrap = drover.shell.qmp:main_wrap",

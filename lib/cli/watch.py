@@ -10,8 +10,8 @@ import click
 from msgspec import to_builtins
 
 from drover.cli.output import output_option
+from drover.events.watcher import Notice, Watcher
 from drover.kvm.node import Node
-from drover.kvm.watch import Notice, Watcher
 
 
 @click.command

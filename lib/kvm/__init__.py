@@ -4,7 +4,8 @@
 - :mod:`.instance`  one: its life, by way of :mod:`.launch`, :mod:`.mend`, :mod:`.ending`
 - :mod:`.condition`  how an instance is; :mod:`.state`, in a word
 - :mod:`.boot`  all of them in their order, at the host's boot and shutdown
-- :mod:`.watch`  watches them, by a :mod:`.follow` for each that runs, and :mod:`.restart` says what is to run again
+- :mod:`.restart`  what is to run again; who sees to it is the event daemon
+- :mod:`.service`, :mod:`.service_log`  what a daemon of ours says to systemd, and to whoever reads its log
 - :mod:`.host`  what the host lends them
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line

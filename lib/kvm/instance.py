@@ -59,15 +59,16 @@ class Instance(Devices):
             document = load(self.host.paths.instance(self.name).document)
             return Condition(name=self.name, state=State.BUSY, document=document, detail=busy.holder)
 
-    def mend(self, *, timeout: float = ANSWER_TIMEOUT) -> list[str]:
+    def mend(self, *, timeout: float = ANSWER_TIMEOUT, told: str = "") -> list[str]:
         """Complete or undo what was left unfinished, and take note of a run that has ended.
 
         :param timeout: seconds for QEMU to answer
+        :param told: the reason of the run's end, by QEMU's own last word, for where nothing else tells
         :returns: what was done, in words
         :raises MonitorError: QEMU is there and does not answer
         """
         with opened(self.host.paths, self.name, "mend", self.lock_timeout) as ledger:
-            return mend(self.host, ledger, timeout)
+            return mend(self.host, ledger, timeout, told)
 
     def verify(self, *, timeout: float = ANSWER_TIMEOUT) -> Report:
         """Put specification, record and QEMU side by side, with what the host has. Changes nothing.

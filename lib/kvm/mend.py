@@ -28,28 +28,32 @@ _ASKED: Final = 600.0
 ENDED_BY_GUEST: Final = {State.SHUTDOWN: "guest-shutdown", State.PANICKED: "panic"}
 
 
-def mend(host: Host, ledger: Ledger, timeout: float) -> list[str]:
+def mend(host: Host, ledger: Ledger, timeout: float, told: str = "") -> list[str]:
     """Bring document and machine together. Idempotent.
 
     :param timeout: seconds for QEMU to answer; and, should it close the connection, to be gone
+    :param told: the reason of the end, by QEMU's own last word, for where nothing else tells
     :returns: what was done, in words
     :raises MonitorError: QEMU is there and does not answer; the document is as it was
     """
     with ExitStack() as stack:
-        return attach(host, ledger, timeout, stack)[0]
+        return attach(host, ledger, timeout, stack, told)[0]
 
 
-def attach(host: Host, ledger: Ledger, timeout: float, stack: ExitStack) -> tuple[list[str], QmpConnection | None]:
+def attach(
+    host: Host, ledger: Ledger, timeout: float, stack: ExitStack, told: str = ""
+) -> tuple[list[str], QmpConnection | None]:
     """The same, and a connection to its QEMU if it runs then.
 
     :param stack: closes that connection
+    :param told: see :func:`mend`
     :returns: what was done, and the connection
     """
     if ledger.document.runtime is None:
         return _forget(ledger), None
     process = running(host, ledger)
     if process is None:
-        return _ended(host, ledger), None
+        return _ended(host, ledger, told), None
     with process:
         try:
             vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout))
@@ -61,7 +65,7 @@ def attach(host: Host, ledger: Ledger, timeout: float, stack: ExitStack) -> tupl
         except MonitorError as error:
             if not is_over(process, error, min(timeout, QUIT_GRACE)):
                 raise
-    return _ended(host, ledger), None
+    return _ended(host, ledger, told), None
 
 
 def _runs(ledger: Ledger) -> bool:
@@ -93,12 +97,14 @@ def _forget(ledger: Ledger) -> list[str]:
     return [f"{what}: nothing of it was left"]
 
 
-def _ended(host: Host, ledger: Ledger) -> list[str]:
+def _ended(host: Host, ledger: Ledger, told: str = "") -> list[str]:
     pending = ledger.document.pending
     if pending is not None and pending.operation == "start":
         stop = Stop(reason="start-failed", at=0, detail="the start was cut off, and is undone")
     else:
         stop = why_it_ended(host, ledger)
+        if told and stop.reason == "unknown":
+            stop.reason, stop.detail = told, f"{stop.detail} but for its events"
     return [f"its run has ended: {stop.reason}, {stop.detail}", *conclude(host, ledger, stop)]
 
 

@@ -221,6 +221,7 @@ class Node:
     def _free(self, uuid: str) -> None:
         """What a deleted instance had beside its own folder."""
         shutil.rmtree(self.host.paths.tpm(uuid), ignore_errors=True)
+        shutil.rmtree(self.host.paths.events(uuid), ignore_errors=True)
         if not self.host.rootless:
             self.host.uids.give_back(uuid)
 

@@ -117,6 +117,15 @@ class Paths:
         """The state of an instance's TPM."""
         return self.state / "tpm" / uuid
 
+    def events(self, uuid: str) -> Path:
+        """What an instance's machine has told; by uuid, so that a rename changes nothing, and no namesake reads on."""
+        return self.state / "events" / uuid
+
+    @property
+    def shutdowns(self) -> Path:
+        """For Ganeti's tools: a file for each instance whose user has shut it down."""
+        return self.run / "ctrl"
+
     def instance(self, name: str) -> InstancePaths:
         """The folders of one instance.
 

@@ -63,10 +63,18 @@ class Listeners:
 def dial(path: Path, timeout: float) -> QmpConnection:
     """A connection to a QEMU that was seen running, not yet greeted.
 
+    :param timeout: seconds for each answer
+    :raises ConnectError: nobody listens
+    """
+    return QmpConnection(reach(path), timeout=timeout)
+
+
+def reach(path: Path) -> socket.socket | Path:
+    """The address of the monitor of a QEMU that was seen running: a socket that is connected, where that takes no wait.
+
     Where nobody listens any more it is on its way out: unlike that of a QEMU that is still to come, this is not waited
     for.
 
-    :param timeout: seconds for each answer
     :raises ConnectError: nobody listens
     """
     sock = socket.socket(socket.AF_UNIX)
@@ -75,8 +83,8 @@ def dial(path: Path, timeout: float) -> QmpConnection:
         sock.connect(str(path))
     except BlockingIOError:  # others wait in the queue: QEMU is busy, or hangs
         sock.close()
-        return QmpConnection(path, timeout=timeout)
+        return path
     except OSError as error:
         sock.close()
         raise ConnectError(str(path), f"QEMU does not listen any more ({error.strerror})") from error
-    return QmpConnection(sock, timeout=timeout)
+    return sock

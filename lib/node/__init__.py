@@ -8,6 +8,6 @@
   of its changes
 - :mod:`.screens`  console, VNC and a picture of the screen
 - :mod:`.work`  what blocks, in threads
-- :mod:`.logs`, :mod:`.metrics`  the daemon's log, and figures for Prometheus
+- :mod:`.metrics`  figures for Prometheus
 - :mod:`.client`  the daemon from the outside: the same verbs, over its socket
 """

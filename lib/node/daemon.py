@@ -17,12 +17,12 @@ from aiohttp import web
 from msgspec import Struct
 
 from ..errors import ArgumentError, DroverError, InstanceBusy
+from ..kvm import service_log
 from ..kvm.lock import locked
 from ..kvm.node import Node
 from ..kvm.paths import default_paths
 from ..kvm.service import notify, passed_sockets, watchdog_seconds
 from ..version import __version__
-from . import logs
 from .access import give_to_group
 from .feed import Feed
 from .model import Model
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-level", choices=("debug", "info", "warning"), default="info")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     chosen = parser.parse_args(arguments)
-    logs.begin(chosen.log_level)
+    service_log.begin(chosen.log_level)
     node = Node(default_paths())
     try:
         with ExitStack() as stack:

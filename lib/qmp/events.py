@@ -136,9 +136,11 @@ class EventLog:
     It outlives a session, so that numbers go on over a reconnect.
 
     :param size: how many events are kept
+    :ivar on_events: called with all events of each read, before anybody else sees them; must not fail, nor block
     """
 
     def __init__(self, size: int = DEFAULT_LOG_SIZE) -> None:
+        self.on_events: Callable[[list[Event]], None] | None = None
         self._log: deque[Event] = deque(maxlen=size)
         self._watches: set[EventWatch] = set()
         self._streams: tuple[EventStream, ...] = ()
@@ -178,6 +180,8 @@ class EventLog:
     def _publish(self, events: list[Event]) -> None:
         self._number = events[-1].number
         self._log.extend(events)
+        if self.on_events is not None:
+            self.on_events(events)
         for stream in self._streams:
             stream.offer(events)
         if self._watches:

@@ -19,12 +19,12 @@ import pytest
 
 from drover import QmpConnection
 from drover.errors import InstanceTimeout, WatcherRuns
+from drover.events.watcher import Notice, Watcher
 from drover.kvm.instance import Instance
 from drover.kvm.logs import LIMIT
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.state import State
-from drover.kvm.watch import Notice, Watcher
 from instances import bare, bootable, type_in, wait_for_shell
 
 pytestmark = pytest.mark.alone

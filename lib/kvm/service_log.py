@@ -1,4 +1,4 @@
-"""The daemon's log: lines for people on a terminal, a JSON object a line for everybody else."""
+"""The log of a daemon of ours: lines for people on a terminal, a JSON object a line for everybody else."""
 
 import logging
 import sys

@@ -1,0 +1,327 @@
+"""Follows one instance: hears its events, sees its run end and takes note, starts it again when that is due.
+
+It listens on the instance's socket `events`, and acts by the instance's own verbs, under its lock, in a thread: the
+socket `control` is taken for moments only, as by anybody else. Nothing is kept here that would be missed: what is to be
+done follows from the document and from what QEMU says, so whoever comes next does what this one did not.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from ..errors import ConnectTimeout, DroverError, InstanceBusy, InstanceNotFound, MonitorError, MonitorTimeout
+from ..kvm.ending import running
+from ..kvm.instance import ANSWER_TIMEOUT, Instance
+from ..kvm.launch import GREETING_TIMEOUT
+from ..kvm.ledger import Ledger
+from ..kvm.mend import QUIT_GRACE
+from ..kvm.process import Process
+from ..kvm.record import Document, Runtime, load
+from ..kvm.restart import is_due, seconds_left
+from ..kvm.sockets import reach
+from ..monitor.aio import AsyncQmpConnection
+from .journal import Journal
+from .listen import FIRST_PAUSE, LONGEST_PAUSE, Storage, attend
+from .marks import mark_begin, mark_end
+from .recorder import Recorder
+from .segment import ENDED, LOST
+from .verdict import who_ended
+from .work import Work
+
+# Seconds to wait in a thread for somebody else who works on the instance.
+_LOCK_TIMEOUT: Final = 2.0
+# Events that a connection keeps for who waits for one: all are in the journal.
+_KEPT: Final = 32
+
+
+class Follower:
+    """Follows one instance for as long as it runs, or is to run again.
+
+    :ivar logs: the paths of those that others write to
+    """
+
+    def __init__(self, work: Work, name: str) -> None:
+        self.name = name
+        self.paths = work.host.paths.instance(name)
+        self.logs = (os.fspath(self.paths.log), os.fspath(self.paths.console_log))
+        self._work = work
+        self._instance = Instance(work.host, name, lock_timeout=_LOCK_TIMEOUT)
+        self._news = asyncio.Event()
+        self._journal: Journal | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._told = ""
+        self._storage = Storage(self._sources, lambda: work.do(self._instance.go_on), self._say)
+        self._heard = False  # something of this run
+
+    def look_again(self) -> None:
+        """Something was done to it: what is waited for may have come."""
+        self._news.set()
+
+    @property
+    def has_news(self) -> bool:
+        """Something was done to it since it was looked at."""
+        return self._news.is_set()
+
+    async def run(self) -> None:
+        """Follow it, until it has stopped and is to stay so. Nothing that is wrong with it ends this."""
+        try:
+            await self._run()
+        finally:
+            if self._journal is not None:
+                await asyncio.shield(self._work.flusher.close(self._journal))
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            since = time.monotonic()
+            try:
+                if not await self._round():
+                    return
+                continue
+            except InstanceNotFound:
+                return
+            except InstanceBusy:
+                await self._sleep(FIRST_PAUSE)  # somebody works on it for long, which is his right
+                continue
+            except (DroverError, OSError) as error:
+                self._in_trouble(error)
+            if time.monotonic() - since > 2 * LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            await self._sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Let time pass; True: something was done to it meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        return self._news.is_set()
+
+    # -- one round: from where it is to its next end -------------------------------------------------------------------
+
+    async def _round(self) -> bool:
+        """See it to the end of its run, or to its next start.
+
+        :returns: whether there is more to see
+        """
+        self._news.clear()
+        try:
+            document = load(self.paths.document)  # only to look, and so without the lock
+        except FileNotFoundError:
+            return False
+        lost, runtime = None, document.runtime
+        if runtime is None and document.pending is None:
+            return await self._start_again(document)
+        if runtime is not None:
+            lost = await self._attend(document, runtime)
+        await self._mend()
+        after = load(self.paths.document)
+        if lost is not None and after.runtime is not None and after.generation == document.generation:
+            raise lost  # it is there still
+        if runtime is not None:
+            self._ended(after, runtime)
+        return True
+
+    async def _attend(self, document: Document, runtime: Runtime) -> MonitorError | None:
+        """Listen to a run, and meanwhile bring to its end what somebody has begun and left.
+
+        :returns: what ended the connection; None where the guest came to its end
+        """
+        self._told, self._heard = "", False
+        await self._open_journal(runtime)
+        process = running(self._work.host, Ledger(self.paths, document))
+        if process is None and (runtime.pid or document.pending is None):
+            return None  # it is over
+        if process is not None:
+            process.close()
+        mark_begin(self._work.host.paths, self.name)
+        begins = document.pending is not None and document.pending.operation == "start"
+        listening = asyncio.create_task(self._listen(runtime, starting=process is None, begins=begins))
+        settling = None if document.pending is None else asyncio.create_task(self._settle())
+        try:
+            if settling is not None:
+                await asyncio.wait({listening, settling}, return_when=asyncio.FIRST_COMPLETED)
+                if not listening.done() and not self._is_current(runtime):
+                    return None
+            lost = await listening
+            if lost is not None:
+                await self._see_it_end()
+            return lost
+        finally:
+            for task in (listening, settling):
+                if task is not None:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, DroverError, OSError):
+                        await task
+
+    def _is_current(self, runtime: Runtime) -> bool:
+        """Whether a run is the one that the document has, and not one that was about to be."""
+        now = load(self.paths.document).runtime
+        return now is not None and now.generation == runtime.generation and bool(now.pid)
+
+    async def _settle(self) -> None:
+        """Complete or undo what somebody has left, as soon as nobody works on it."""
+        while True:
+            try:
+                return await self._mend()
+            except InstanceBusy:
+                await asyncio.sleep(FIRST_PAUSE)
+            except (DroverError, OSError) as error:
+                self._in_trouble(error)
+                await asyncio.sleep(LONGEST_PAUSE)
+
+    async def _listen(self, runtime: Runtime, *, starting: bool, begins: bool) -> MonitorError | None:
+        """Listen to QEMU until the run has come to its end.
+
+        :param starting: QEMU is still to come
+        :param begins: somebody is at its start
+        :returns: what ended the connection; None where the guest came to its end
+        :raises MonitorTimeout: QEMU hangs
+        """
+        path = self.paths.socket("events")
+        recorder = None
+        try:
+            timeout = GREETING_TIMEOUT if starting else ANSWER_TIMEOUT
+            vm = AsyncQmpConnection(path if starting else reach(path), timeout=timeout, log_size=_KEPT)
+            if self._journal is not None:
+                recorder = Recorder(self._journal, runtime.generation, self._work.flusher.dirty, begins=begins)
+                vm.event_log.on_events = recorder.take
+            async with vm:
+                self._heard = True
+                vm.timeout = ANSWER_TIMEOUT
+                await attend(vm, self._storage, lambda complete: self._begin(recorder, complete), self._troubled)
+        except ConnectTimeout:
+            if not starting:
+                raise
+        except MonitorTimeout:
+            raise
+        except MonitorError as error:
+            return error
+        finally:
+            if recorder is not None:
+                recorder.end()
+                self._told = recorder.reason
+        return None
+
+    @staticmethod
+    def _begin(recorder: Recorder | None, complete: bool) -> None:
+        if recorder is not None:
+            recorder.begin(complete=complete)
+
+    async def _see_it_end(self) -> None:
+        """Wait until QEMU is gone: its monitors close before it is."""
+        process = running(self._work.host, Ledger(self.paths, load(self.paths.document)))
+        if process is not None:
+            with process, suppress(TimeoutError):
+                async with asyncio.timeout(QUIT_GRACE):
+                    await _end_of(process)
+
+    async def _mend(self) -> None:
+        """Bring document and machine together. Who is cancelled meanwhile leaves it to come to its end alone."""
+        while self._mending is not None:
+            await asyncio.wait([self._mending])
+        self._mending = asyncio.create_task(self._mend_now())
+        self._mending.add_done_callback(self._mended)
+        await asyncio.shield(self._mending)
+
+    def _mended(self, task: "asyncio.Task[None]") -> None:
+        self._mending = None
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
+
+    async def _mend_now(self) -> None:
+        told = self._told
+        if notices := await self._work.do(lambda: self._instance.mend(told=told)):
+            self._say("mended", "; ".join(notices))
+        self._troubled(None)
+
+    async def _start_again(self, document: Document) -> bool:
+        """Start it when its restart is due. False: it is to stay as it is."""
+        due = document.restart
+        if due is None or not is_due(document, self._work.host.boot_id):
+            return False
+        left = seconds_left(due)
+        self._say("waiting", f"it will be started again in {left:.0f} s, for the {_nth(due.count)} time in a row")
+        while await self._sleep(seconds_left(due)):
+            self._news.clear()
+            if not self.paths.document.exists() or load(self.paths.document) != document:
+                return True
+        try:
+            notices = await self._work.do(self._instance.restart_due)
+        except InstanceBusy:
+            raise
+        except (DroverError, OSError) as error:
+            self._say("failed", f"it could not be started again: {error}")
+            return True
+        if notices is not None:
+            more = "".join(f"; {text}" for text in notices)
+            self._say("restarted", f"it was started again{more}")
+        return True
+
+    # -- its journal ---------------------------------------------------------------------------------------------------
+
+    async def _open_journal(self, runtime: Runtime) -> None:
+        """Without its journal it is followed all the same."""
+        if self._journal is None:
+            try:
+                journal = self._journal = await self._work.journal(runtime.spec.uuid)
+                if journal.waits:  # it has found that something is missing
+                    self._work.flusher.dirty(journal)
+            except OSError as error:
+                self._say("trouble", f"its journal cannot be opened: {error}")
+
+    def _ended(self, after: Document, runtime: Runtime) -> None:
+        """A run is over: say who ended it."""
+        stop = after.last_stop
+        if after.runtime is not None or stop is None:
+            return  # nobody has taken note, or the next one has begun
+        who = who_ended(stop)
+        mark_end(self._work.host.paths, self.name, stop)
+        journal = self._journal
+        if journal is None or journal.has_end_of(runtime.generation):
+            return
+        if not self._heard and not journal.ends_in_gap:
+            journal.note(LOST, {"reason": "not-listening", "since": journal.at}, runtime.generation)
+        told = {"who": who, "reason": stop.reason, "detail": stop.detail, "forced": stop.forced}
+        journal.note(ENDED, told, runtime.generation)
+        self._work.flusher.dirty(journal)
+
+    # -- what is wrong, and what it waits for --------------------------------------------------------------------------
+
+    def _sources(self) -> Mapping[str, str | None] | None:
+        """Where the images of what runs are; None where it does not."""
+        runtime = load(self.paths.document).runtime
+        return None if runtime is None else {disk.id: disk.source for disk in runtime.spec.disks}
+
+    def _troubled(self, error: Exception | None) -> None:
+        if error is not None:
+            self._in_trouble(error)
+        elif self._trouble:
+            self._say("well", "that is over")
+            self._trouble = ""
+
+    def _in_trouble(self, error: Exception) -> None:
+        text = f"QEMU does not answer: {error}" if isinstance(error, MonitorTimeout) else str(error)
+        if text != self._trouble:
+            self._say("trouble", text)
+            self._trouble = text
+
+    def _say(self, what: str, text: str) -> None:
+        self._work.say(self.name, what, text)
+
+
+async def _end_of(process: Process) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.fileno(), ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.fileno())
+
+
+def _nth(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
