@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -267,16 +268,18 @@ def free_port() -> int:
 
 def wait_for_server(port: int, paths: list[Path]) -> None:
     """They answer, and QEMU's own user may dial them."""
+    deadline = time.monotonic() + 30
     for family, address in ((socket.AF_INET, ("localhost", port)), *((socket.AF_UNIX, str(it)) for it in paths)):
-        for _ in range(1000):
-            with socket.socket(family) as sock:
-                sock.settimeout(1)
-                if sock.connect_ex(address) == 0:
-                    break
-        else:
-            raise AssertionError(f"nobody answers at {address}")
+        while not answers(family, address):
+            assert time.monotonic() < deadline, f"nobody answers at {address}"
+            time.sleep(0.02)
     for path in paths:
         path.chmod(0o666)
+
+
+def answers(family: int, address: object) -> bool:
+    with socket.socket(family) as sock:
+        return sock.connect_ex(address) == 0  # type: ignore[arg-type]
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
