@@ -12,6 +12,7 @@ from ..kvm.host import Host
 from ..kvm.mend import ENDED_BY_GUEST
 from ..kvm.record import Document, Runtime, load
 from ..kvm.restart import is_due, seconds_left
+from ..kvm.sockets import reach
 from ..kvm.state import State, state_named
 from ..monitor.aio import AsyncQmpConnection
 from .summary import Summary, summarised
@@ -166,7 +167,8 @@ class Member:
 
     async def _stay(self, document: Document, runtime: Runtime) -> None:
         """Hold its control socket, and say what it does, until it has come to an end."""
-        async with AsyncQmpConnection(self._paths.socket("control"), timeout=ANSWER_TIMEOUT) as vm:
+        # where nobody listens any more, the run has ended: one that is starting listens before its QEMU is there
+        async with AsyncQmpConnection(reach(self._paths.socket("control")), timeout=ANSWER_TIMEOUT) as vm:
             events = vm.events(*_TELLING, timeout=HEARTBEAT)  # before it is asked, so that nothing comes in between
             while True:
                 state, detail = await self._ask(vm)

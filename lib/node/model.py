@@ -8,7 +8,7 @@ changed without the lock, nothing is missed.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from .summary import Summary
 _SUFFIX: Final = ".lock"
 _SETTLING: Final = 5.0  # s, at the start; a thousand take about one
 _FRESH: Final = 1.0  # s: it takes a few ms
+_LAGS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # s: it takes some µs, and whoever is preempted there takes longer
 _MASK: Final = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
 
 # What is to be done about a run that has ended, or a restart that is due: called with the instance's name.
@@ -126,8 +127,18 @@ class Model:
         if event.mask & pyinotify.IN_MODIFY:
             if member := self._members.get(name):
                 member.let_go()
-        elif not is_locked(Path(event.pathname)):
+        else:
+            self._closed(name, Path(event.pathname), _LAGS)
+
+    def _closed(self, name: str, path: Path, lags: Sequence[float]) -> None:
+        """Somebody has closed a lock's file: its holder, or one who waited and gave up.
+
+        The kernel tells of it before it takes the lock away: so one that is held still is looked at again.
+        """
+        if not is_locked(path):
             self._look_at(name)
+        elif lags:
+            asyncio.get_running_loop().call_later(lags[0], self._closed, name, path, lags[1:])
 
 
 def is_locked(path: Path) -> bool:

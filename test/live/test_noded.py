@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from drover.kvm.lock import locked
 from drover.kvm.node import Node
 from instances import VERSIONS, bare, bootable, temporary_node, wait_for_shell
 from noded import PROGRAM, Noded, UnixConnection, running
@@ -97,6 +98,17 @@ def test_what_others_do_is_seen(node: Node, noded: Noded) -> None:
     assert noded.rows()["a"]["last_stop"]["reason"] == "crash"
     node.delete("a")
     wait_for(lambda: noded.rows() == {}, 2)
+
+
+def test_an_end_while_somebody_works_on_it(node: Node, noded: Noded) -> None:
+    """The daemon is not at the monitor then, and comes back to one where nobody listens."""
+    noded.create(bare("10.0", "a"))
+    noded.do("start", "a")
+    with locked(node.host.paths.locks, "a", "test"):
+        os.kill(pid := noded.rows()["a"]["pid"], signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
+    wait_for(lambda: noded.rows()["a"]["state"] == "stopped", 5)
+    assert noded.rows()["a"]["last_stop"]["reason"] == "crash"
 
 
 def test_a_guest_shuts_down_and_is_started_again(node: Node, noded: Noded) -> None:
