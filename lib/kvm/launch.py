@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import structs
 
-from ..errors import DroverError, MonitorError, SpawnFailed, StartFailed
+from ..errors import DroverError, MonitorError, NotSupported, SpawnFailed, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
 from . import argv, logs, net
@@ -44,6 +44,7 @@ from .view import view
 # Descriptors of taps, by the ids of the NICs that stand on them.
 Taps = Mapping[str, Sequence[int]]
 
+_VSOCK: Final = "/dev/vhost-vsock"
 # Seconds for QEMU to take in its command line and greet: memory that is allocated ahead takes its time.
 GREETING_TIMEOUT: Final = 60.0
 
@@ -143,6 +144,8 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         logs.begin(log, runtime.generation)
         group, lacks = host.group(paths.name, spec.uuid)
         runtime.uid = None if identity is None else identity.uid
+        if spec.vsock_cid:
+            fds["vsock"] = _open_vsock(lent)
         if spec.tpm is not None:
             fds["tpm"] = start_tpm(lent, host.paths, ledger, identity, group, log)
         runtime.argv = [binary.path, *plan.resolve(fds | found)]
@@ -210,6 +213,19 @@ def _open_boot(lent: ExitStack, boot: BootSpec) -> tuple[BootSpec, list[int]]:
             lent.callback(os.close, fds[-1])
             said[field] = f"/proc/self/fd/{fds[-1]}"
     return structs.replace(boot, **said), fds
+
+
+def _open_vsock(lent: ExitStack) -> int:
+    """The kernel's side of a guest's vsock.
+
+    :raises NotSupported: the host has none
+    """
+    try:
+        fd = os.open(_VSOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotSupported("vsock_cid", f"{_VSOCK} ({error.strerror}): modprobe vhost_vsock", by="this host") from error
+    lent.callback(os.close, fd)
+    return fd
 
 
 def _make_variables(template: str, store: Path) -> None:

@@ -18,10 +18,12 @@ from drover.errors import (
     InstanceNotFound,
     InstanceTimeout,
     MonitorTimeout,
+    NotSupported,
     RecordError,
     StartFailed,
     WrongState,
 )
+from drover.kvm import launch
 from drover.kvm.instance import Instance
 from drover.kvm.ledger import opened
 from drover.kvm.node import Node
@@ -437,3 +439,22 @@ def test_adopted(node: Node, version: str) -> None:
     assert [report.notices for report in node.adopt()] == [[], [], []]
     assert [pid_of(node.instance(name)) for name in node.names] == pids
     assert {report.condition and report.condition.state for report in node.survey()} == {State.RUNNING}
+
+
+def test_vsock_lacking(node: Node, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_VSOCK", str(tmp_path / "vhost-vsock"))
+    vm = node.create(parse(bare(version, vsock_cid=7)))
+    with pytest.raises(NotSupported, match="vsock_cid.*modprobe vhost_vsock"):
+        vm.start()
+    assert vm.show().state is State.STOPPED
+
+
+def test_vsock_is_opened_for_qemu(node: Node, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This kernel may have no vhost: QEMU then says of the descriptor that it is none."""
+    path = tmp_path / "vhost-vsock"
+    path.touch()
+    monkeypatch.setattr(launch, "_VSOCK", str(path))
+    vm = node.create(parse(bare(version, vsock_cid=7)))
+    with pytest.raises(StartFailed, match=r"vhost|vsock|ioctl|device"):
+        vm.start()
+    assert vm.show().state is State.STOPPED
