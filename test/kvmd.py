@@ -65,8 +65,11 @@ class Kvmd:
 
     def sockets(self) -> int:
         """How many it has open."""
-        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{self.pid}/fd") if entry.is_symlink()]
-        return sum(link.startswith("socket:") for link in links)
+        count = 0
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                count += os.readlink(f"/proc/{self.pid}/fd/{fd}").startswith("socket:")
+        return count
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Have it end; its exit status."""

@@ -7,9 +7,10 @@ done follows from the document and from what QEMU says, so whoever comes next do
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Final
 
 from ..errors import ConnectTimeout, DroverError, InstanceBusy, InstanceNotFound, MonitorError, MonitorTimeout
@@ -33,6 +34,10 @@ from .work import Work
 
 # Seconds to wait in a thread for somebody else who works on the instance.
 _LOCK_TIMEOUT: Final = 2.0
+# Seconds between two looks at what somebody is at.
+_LOOK: Final = 0.25
+# Seconds after which a QEMU whose connection has ended, and that is there, is asked again.
+_ENDING: Final = 1.0
 # Events that a connection keeps for who waits for one: all are in the journal.
 _KEPT: Final = 32
 
@@ -51,6 +56,7 @@ class Follower:
         self._instance = Instance(work.host, name, lock_timeout=_LOCK_TIMEOUT)
         self._news = asyncio.Event()
         self._journal: Journal | None = None
+        self._restarting: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
         self._trouble = ""
         self._told = ""
@@ -122,6 +128,7 @@ class Follower:
         after = load(self.paths.document)
         if lost is not None and after.runtime is not None and after.generation == document.generation:
             raise lost  # it is there still
+        self._troubled(None)
         if runtime is not None:
             self._ended(after, runtime)
         return True
@@ -164,15 +171,18 @@ class Follower:
         return now is not None and now.generation == runtime.generation and bool(now.pid)
 
     async def _settle(self) -> None:
-        """Complete or undo what somebody has left, as soon as nobody works on it."""
-        while True:
+        """Complete or undo what somebody has left; nothing if who has begun it ends it himself."""
+        while load(self.paths.document).pending is not None:
+            pause = _LOOK
             try:
-                return await self._mend()
+                await self._mend(patient=False)
+                return
             except InstanceBusy:
-                await asyncio.sleep(FIRST_PAUSE)
+                pass  # he is at it
             except (DroverError, OSError) as error:
                 self._in_trouble(error)
-                await asyncio.sleep(LONGEST_PAUSE)
+                pause = LONGEST_PAUSE
+            await asyncio.sleep(pause)
 
     async def _listen(self, runtime: Runtime, *, starting: bool, begins: bool) -> MonitorError | None:
         """Listen to QEMU until the run has come to its end.
@@ -190,6 +200,8 @@ class Follower:
             if self._journal is not None:
                 recorder = Recorder(self._journal, runtime.generation, self._work.flusher.dirty, begins=begins)
                 vm.event_log.on_events = recorder.take
+            async with nullcontext() if starting else self._work.turn():
+                await vm.connect()
             async with vm:
                 self._heard = True
                 vm.timeout = ANSWER_TIMEOUT
@@ -203,7 +215,7 @@ class Follower:
             return error
         finally:
             if recorder is not None:
-                recorder.end()
+                recorder.end(heard=self._heard)
                 self._told = recorder.reason
         return None
 
@@ -213,18 +225,29 @@ class Follower:
             recorder.begin(complete=complete)
 
     async def _see_it_end(self) -> None:
-        """Wait until QEMU is gone: its monitors close before it is."""
+        """Wait until QEMU is gone: its monitors close before it is. One that listens still has only cut us off."""
         process = running(self._work.host, Ledger(self.paths, load(self.paths.document)))
-        if process is not None:
-            with process, suppress(TimeoutError):
-                async with asyncio.timeout(QUIT_GRACE):
-                    await _end_of(process)
+        if process is None:
+            return
+        with process:
+            if await _has_ended(process, _ENDING):
+                return
+            try:
+                address = reach(self.paths.socket("events"))
+            except MonitorError:
+                await _has_ended(process, QUIT_GRACE)
+            else:
+                if isinstance(address, socket.socket):
+                    address.close()
 
-    async def _mend(self) -> None:
-        """Bring document and machine together. Who is cancelled meanwhile leaves it to come to its end alone."""
+    async def _mend(self, *, patient: bool = True) -> None:
+        """Bring document and machine together. Who is cancelled meanwhile leaves it to come to its end alone.
+
+        :param patient: wait for who works on it
+        """
         while self._mending is not None:
             await asyncio.wait([self._mending])
-        self._mending = asyncio.create_task(self._mend_now())
+        self._mending = asyncio.create_task(self._mend_now(_LOCK_TIMEOUT if patient else 0.0))
         self._mending.add_done_callback(self._mended)
         await asyncio.shield(self._mending)
 
@@ -233,15 +256,16 @@ class Follower:
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits for it any more
 
-    async def _mend_now(self) -> None:
-        told = self._told
-        if notices := await self._work.do(lambda: self._instance.mend(told=told)):
+    async def _mend_now(self, lock_timeout: float) -> None:
+        told, instance = self._told, Instance(self._work.host, self.name, lock_timeout=lock_timeout)
+        if notices := await self._work.do(lambda: instance.mend(told=told)):
             self._say("mended", "; ".join(notices))
-        self._troubled(None)
 
     async def _start_again(self, document: Document) -> bool:
         """Start it when its restart is due. False: it is to stay as it is."""
         due = document.restart
+        if self._restarting is not None and not self._restarting.done():
+            return await self._see_it_begin(self._restarting)
         if due is None or not is_due(document, self._work.host.boot_id):
             return False
         left = seconds_left(due)
@@ -250,17 +274,26 @@ class Follower:
             self._news.clear()
             if not self.paths.document.exists() or load(self.paths.document) != document:
                 return True
+        self._restarting = asyncio.create_task(self._restart())
+        return await self._see_it_begin(self._restarting)
+
+    async def _see_it_begin(self, restarting: "asyncio.Task[None]") -> bool:
+        """Wait until a restart has made the run's folder, to hear it from its first word; or has failed."""
+        news = asyncio.create_task(self._news.wait())
+        await asyncio.wait({restarting, news}, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        return True
+
+    async def _restart(self) -> None:
         try:
             notices = await self._work.do(self._instance.restart_due)
         except InstanceBusy:
-            raise
+            await asyncio.sleep(FIRST_PAUSE)
         except (DroverError, OSError) as error:
             self._say("failed", f"it could not be started again: {error}")
-            return True
-        if notices is not None:
-            more = "".join(f"; {text}" for text in notices)
-            self._say("restarted", f"it was started again{more}")
-        return True
+        else:
+            if notices is not None:
+                self._say("restarted", "; ".join(["it was started again", *notices]))
 
     # -- its journal ---------------------------------------------------------------------------------------------------
 
@@ -314,11 +347,14 @@ class Follower:
         self._work.say(self.name, what, text)
 
 
-async def _end_of(process: Process) -> None:
+async def _has_ended(process: Process, timeout: float) -> bool:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(process.fileno(), ended.set)
     try:
-        await ended.wait()
+        async with asyncio.timeout(timeout):
+            return await ended.wait()
+    except TimeoutError:
+        return False
     finally:
         loop.remove_reader(process.fileno())
 

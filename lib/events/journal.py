@@ -156,16 +156,14 @@ class Journal:
         if batch is None and not told:
             return
         first = self._loss.last if self._loss is not None else batch.first if batch is not None else 0
-        try:
-            self._write(told + (batch.data if batch else b""), first)
-        except OSError as error:
-            self.fault = error
-            if batch is not None:
-                reason = error.strerror or str(error)
-                self._loss = _lose(self._loss, reason, batch.count, batch.last, time.time())
-                self.dropped += batch.count
-        else:
-            self.fault = self._loss = None
+        data = told + (batch.data if batch is not None else b"")
+        done = self._write(data, first)
+        if done >= len(told):
+            self._loss, told = None, b""
+        if batch is not None and self.fault is not None:
+            count = data.count(b"\n", done) - bool(told)
+            self._loss = _lose(self._loss, self.fault.strerror or str(self.fault), count, batch.last, time.time())
+            self.dropped += count
 
     def close(self) -> None:
         """Write what is left, say that this was the end, and close."""
@@ -181,18 +179,33 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _write(self, data: bytes, first: int) -> None:
-        if self._fd < 0 or self._written >= self._limit // _SEGMENTS:
-            self._next_segment(first)
+    def _write(self, data: bytes, first: int) -> int:
+        """Write events, and have them on disk; :attr:`fault` says what was wrong.
+
+        What a reader may have seen stays: only what is no whole event is cut off.
+
+        :returns: how much of it is there, in whole events
+        """
+        done, self.fault = 0, None
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fdatasync(self._fd)
-        except OSError:
-            os.ftruncate(self._fd, self._written)  # nothing is there by halves
-            raise
-        self._written += len(data)
+            if self._fd < 0 or self._written >= self._limit // _SEGMENTS:
+                self._next_segment(first)
+            while done < len(data):
+                done += os.write(self._fd, memoryview(data)[done:])
+        except OSError as error:
+            self.fault = error
+        try:
+            if done:
+                whole = data.rfind(b"\n", 0, done) + 1
+                if whole < done:
+                    os.ftruncate(self._fd, self._written + whole)
+                os.fdatasync(self._fd)
+                done = whole
+        except OSError as error:  # such as EIO: nobody knows what of it is there
+            self.fault, done = error, 0
+            os.ftruncate(self._fd, self._written)
+        self._written += done
+        return done
 
     def _next_segment(self, first: int) -> None:
         """Begin a segment, and let the oldest ones go for which there is no room."""

@@ -59,9 +59,13 @@ class Recorder:
         if held:
             self._write(held)
 
-    def end(self) -> None:
-        """No more will be heard; what is held back is written."""
-        self.begin(complete=False)
+    def end(self, *, heard: bool) -> None:
+        """No more will be heard; what is held back is written.
+
+        :param heard: there was a connection
+        """
+        if heard or self._held:
+            self.begin(complete=False)
 
     def _write(self, events: list[Event]) -> None:
         self._journal.extend(events, self._generation, time.time())

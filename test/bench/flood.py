@@ -41,16 +41,23 @@ def line(message: object) -> bytes:
 
 def commands(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """What the client says; some clients end a command with a newline and some do not."""
-    decoder, text = json.JSONDecoder(), ""
+    text = ""
     while data := connection.recv(65536):
-        text += data.decode()
-        while text := text.lstrip():
-            try:
-                command, end = decoder.raw_decode(text)
-            except ValueError:  # not all of it is there yet
-                break
-            text = text[end:]
-            yield command
+        found, text = commands_in(text + data.decode())
+        yield from found
+
+
+def commands_in(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The whole commands at the begin of a text, and the rest of it."""
+    found = []
+    while text := text.lstrip():
+        try:
+            command, end = json.JSONDecoder().raw_decode(text)
+        except ValueError:  # not all of it is there yet
+            break
+        text = text[end:]
+        found.append(command)
+    return found, text
 
 
 def serve(connection: socket.socket, chunk: bytes, times: int) -> None:

@@ -1,10 +1,13 @@
 """The event daemon, from outside: a real process that hears real QEMUs."""
 
+import contextlib
 import itertools
 import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from drover.events.segment import Entry
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
+from drover.kvm.state import State
 from instances import VERSIONS, bare, bootable, temporary_node, type_in, wait_for_shell
 from kvmd import Kvmd, journal, journal_folder, running, wait_event
 
@@ -261,3 +265,88 @@ def test_with_systemd(node: Node, tmp_path: Path) -> None:
         kvmd.wait_told_stopping()
     finally:
         kvmd.close()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_garbage(node: Node, tmp_path: Path) -> None:
+    """What answers on a socket and is no QEMU is told, tried again, and delays nobody; the real one is heard again."""
+    vm, other = create(node, "10.0"), create(node, "7.2", "other")
+    vm.start()
+    path = node.host.paths.instance("vm").socket("events")
+    path.rename(aside := path.with_name("aside"))
+    with socket.socket(socket.AF_UNIX) as fake:
+        fake.bind(str(path))
+        fake.listen()
+        fake.settimeout(20)
+        with running(node.host.paths, tmp_path / "log") as kvmd:
+            for garbage in (b"\0" * 100_000, b'{"QMP": 3}\n'):
+                client, _ = fake.accept()
+                with client:
+                    client.sendall(garbage)
+                    with contextlib.suppress(ConnectionResetError):
+                        while client.recv(1000):
+                            pass
+            other.start()
+            wait_event(other, "RESUME")
+            path.unlink()
+            aside.rename(path)
+            wait_event(vm, "lost")
+            wait_for(lambda: any("vm well" in line["text"] for line in kvmd.log))
+            vm.pause()
+            wait_event(vm, "STOP")
+            told = [line["text"].partition(":")[0] for line in kvmd.log if line["text"].startswith("vm")]
+            assert told.count("vm well") == 1
+            assert told.count("vm trouble") <= 3
+    assert names(vm) == ["lost", "STOP"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_disk_full(node: Node, tmp_path: Path) -> None:
+    """It acts on while it can keep nothing, and tells what it could not keep."""
+    vm = create(node, "10.0", restart="on-failure")
+    folder = node.host.paths.state / "events"
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", str(folder)], check=True)
+    try:
+        with running(node.host.paths, tmp_path / "log"):
+            vm.start()
+            with QmpConnection(node.host.paths.instance("vm").socket("people"), timeout=10) as people:
+                for _ in range(300):
+                    people.stop()
+                    people.cont()
+            kept = len(journal(vm))
+            pid = pid_of(vm)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: vm.show().state is State.RUNNING and pid_of(vm) != pid)
+            subprocess.run(["mount", "-o", "remount,size=1m", str(folder)], check=True)
+            lost = wait_event(vm, "lost")
+            found = journal(vm)
+            assert kept < 300
+            assert found.index(lost) >= kept
+            assert "No space" in lost.data["reason"]
+            assert lost.number - found[found.index(lost) - 1].number == lost.data["count"] > 300
+            vm.kill()
+            wait_event(vm, "ended")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_one_that_hangs(node: Node, kvmd: Kvmd) -> None:
+    """A QEMU that is stopped keeps nobody waiting, and what it says afterwards is heard on the same connection."""
+    hung, well = create(node, "10.0", "hung"), create(node, "7.2", "well", restart="on-failure")
+    for vm in (hung, well):
+        vm.start()
+        wait_event(vm, "RESUME")
+    pid = pid_of(hung)
+    os.kill(pid, signal.SIGSTOP)
+    since = time.monotonic()
+    os.kill(pid_of(well), signal.SIGKILL)
+    wait_event(well, "RESUME", 2)
+    assert time.monotonic() - since < 5
+    os.kill(pid, signal.SIGCONT)
+    hung.pause()
+    wait_event(hung, "STOP")
+    assert names(hung) == ["RESUME", "STOP"]
