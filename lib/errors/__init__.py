@@ -41,6 +41,17 @@
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
     +- CallFailed                  a node daemon says no, in its own words; or it went away: UNKNOWN
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
+    +- StoreError                  the store of durable records did not do it: if it wrote, UNKNOWN
+    |  +- StoreFull                the disk is full: nothing was changed
+    |  +- StoreBusy                others had it locked all the time: nothing was changed; also a TimeoutError
+    |  +- RevisionConflict         somebody changed the record meanwhile: nothing was changed; look again
+    |  +- HistoryGone              what was changed since then is no longer known: read all of it anew
+    +- DaemonJobError              a job of a daemon's, such as a long call, is not as what was asked needs it
+    |  +- JobNotFound              there is none of this number, or none any more
+    |  +- JobWrongState            it has begun already, or has ended
+    |  +- JobTaken                 another process runs it now
+    |  +- IdempotencyConflict      the key was used for something else
+    |  +- TooManyJobs              too many wait or run: it was not taken
     +- WatcherRuns                 the instances are watched already, by somebody else
     +- ImageError                  an image could not be made; nothing of it is left
     |  +- ImageSlow                ... in time; also a TimeoutError
@@ -64,13 +75,15 @@
 The first error of an operation is the one raised. What went wrong while undoing
 it is added to that error as notes (``__notes__``).
 
-Those about arguments are in :mod:`.argument`, those of the node, its instances and processes in :mod:`.node`.
+Those about arguments are in :mod:`.argument`, those of NBD servers in :mod:`.nbd`, those of the node, its instances and
+processes in :mod:`.node`, those of durable records and jobs in :mod:`.store`.
 """
 
 from collections.abc import Iterable
 
 from .argument import ArgumentError, Problem, SpecError
 from .base import DroverError
+from .nbd import NbdError, NbdRefused, NbdTimeout, NbdUnreachable
 from .node import (
     BinaryError,
     BinarySlow,
@@ -97,6 +110,19 @@ from .node import (
     StartFailed,
     WatcherRuns,
     WrongState,
+)
+from .store import (
+    DaemonJobError,
+    HistoryGone,
+    IdempotencyConflict,
+    JobNotFound,
+    JobTaken,
+    JobWrongState,
+    RevisionConflict,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    TooManyJobs,
 )
 
 __all__ = [
@@ -139,6 +165,17 @@ __all__ = [
     "WrongState",
     "StartFailed",
     "RecordError",
+    "StoreError",
+    "StoreFull",
+    "StoreBusy",
+    "RevisionConflict",
+    "HistoryGone",
+    "DaemonJobError",
+    "JobNotFound",
+    "JobWrongState",
+    "JobTaken",
+    "IdempotencyConflict",
+    "TooManyJobs",
     "WatcherRuns",
     "ImageError",
     "ImageSlow",
@@ -391,51 +428,6 @@ class JobFailed(JobError):
 
 class JobCancelled(JobError):
     """The job was cancelled before its end, by whomever. What it left unfinished is not to be used."""
-
-
-class NbdError(DroverError):
-    """An NBD server cannot be used, found before QEMU was told of it.
-
-    Of this class itself: it does not speak NBD, or hung up.
-
-    :ivar address: the server's
-    :ivar reason: what is wrong
-    """
-
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"NBD server {address}: {reason}")
-        self.address = address
-        self.reason = reason
-
-
-class NbdUnreachable(NbdError):
-    """Nobody listens at the address."""
-
-
-class NbdTimeout(NbdError, TimeoutError):
-    """The server did not take the call, or not get through the handshake, in time: it may be stopped.
-
-    :ivar timeout: how long it had, in seconds
-    """
-
-    def __init__(self, address: str, timeout: float) -> None:
-        super().__init__(address, f"did not answer within {timeout:g} s")
-        self.timeout = timeout
-
-
-class NbdRefused(NbdError):
-    """The server is fine and will not serve us this export.
-
-    :ivar export: the export's name
-    :ivar code: ``unknown-export``, ``tls-required``, ``no-tls``, ``read-only``, ``policy``, ...
-    :ivar text: the server's own words, if it had any
-    """
-
-    def __init__(self, address: str, export: str, code: str, text: str = "") -> None:
-        super().__init__(address, f"refuses the export '{export}': {code}" + (f" ({text})" if text else ""))
-        self.export = export
-        self.code = code
-        self.text = text
 
 
 class MigrationError(DroverError):
