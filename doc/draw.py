@@ -33,6 +33,7 @@ from drover.qmp.event_types.display import DISPLAY_EVENTS  # noqa: E402
 from drover.qmp.event_types.machine import MACHINE_EVENTS  # noqa: E402
 from drover.qmp.event_types.migration import MIGRATION_EVENTS  # noqa: E402
 from drover.qmp.timeouts import COMMAND_TIMEOUTS, DEFAULT_TIMEOUT  # noqa: E402
+from drover.store import job  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- draw: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -176,6 +177,7 @@ SPECIFICATION = [
 DRAWINGS: dict[str, Callable[[], str]] = {
     "session-states": lambda: states(session.State, session.MOVES),
     "agent-states": lambda: states(agent.State, agent.MOVES),
+    "job-states": lambda: states(job.JobState, job.MOVES),
     "capabilities": lambda: settings(CAPABILITIES),
     "parameters": lambda: settings(PARAMETERS),
     "timeouts": timeouts,

@@ -2,6 +2,9 @@
 
 - :mod:`.records`  the interface: keys, values, revisions; compare and swap; watch
 - :mod:`.sqlite`  one host's: a file
+- :mod:`.jobs`  jobs that outlive the daemon that runs them, kept as :mod:`.job_records`; :mod:`.job`, what one is
+- :mod:`.progress`  how fast a job gets on, and when it will be done
+- :mod:`.runner`  the process that runs a job, known again whatever its pid is then
 
 Whatever lies above sees :class:`.records.Store` alone, and does not know which store it is.
 """
