@@ -141,17 +141,19 @@ class Jobs:
         :returns: the job as it is then, ended or not
         :raises JobNotFound: there is none of this number, or not any more
         """
-        deadline = time.monotonic() + timeout
+        store, deadline = self._records.store, time.monotonic() + timeout
         while True:
-            job, revision = self._records.load(id)
+            # not from the job's own revision: it may be long ago, and what was removed since unknown
+            revision = store.revision()
+            job, _ = self._records.load(id)
             left = deadline - time.monotonic()
             if job.state.ended or left <= 0:
                 return self._seen(job)
             try:
-                with self._records.store.watch(self._records.key(id), revision) as watch:
+                with store.watch(self._records.key(id), revision) as watch:
                     watch.poll(left)
             except HistoryGone:
-                pass  # of the store, not of this job: it is read anew
+                pass  # very much was removed in between: the job is read anew
 
     def ask_cancel(self, id: int) -> Job:
         """Ask that a job be cancelled. One that waits is cancelled at once; one that runs is when who runs it sees it.

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ..errors import HistoryGone, RecordError, RevisionConflict, StoreBusy, StoreError, StoreFull
+from .lookout import Lookout
 from .records import MAX_CHANGES, Change, Record, Store, Watch, check_key, check_prefix, check_txn
 
 T = TypeVar("T")
 
 SCHEMA: Final = 1
 BUSY_TIMEOUT: Final = 10.0  # s. A change takes some ms: more is a disk that hangs, or a process stopped while it writes
-POLL: Final = 0.02  # s between two looks for what other processes changed; a look takes 10 µs
+_RETRY: Final = 0.02  # s; while another process makes the file
 KEPT_REMOVALS: Final = 10_000  # some 1 MB; a watcher that is further behind reads everything anew
 _FORGET_EVERY: Final = 1_000  # removals by this process: the oldest are dropped rarely, and not one at each change
 _BATCH: Final = 1_000  # changes that one poll tells; more than MAX_CHANGES, for those of one revision stay together
@@ -62,6 +63,7 @@ class SqliteStore(Store):
 
     Not to be used by a child that was forked while it was open: that opens it anew.
 
+    :ivar lookout: for those who wait for a change
     :param path: the file; two more lie beside it while it is open, and after a crash
     :param busy_timeout: seconds to wait while others write
     :raises RecordError: the file is no store, is broken, or a newer Drover's; it was left as it is
@@ -73,8 +75,7 @@ class SqliteStore(Store):
         self._busy_timeout = busy_timeout
         # One to write and one to read: a reader does not wait for the disk of whoever writes.
         self._writing, self._reading = threading.Lock(), threading.Lock()
-        self._changed = threading.Condition()
-        self._looked, self._newest = 0.0, 0
+        self.lookout = Lookout(self.revision)
         self._removals = _FORGET_EVERY  # what earlier processes have removed counts, too
         with self._told():
             _make_file(path)
@@ -114,9 +115,7 @@ class SqliteStore(Store):
             revision, removed = _change(db, changes)
             if removed:
                 self._forget_removals(db, removed)
-        with self._changed:
-            self._newest = max(self._newest, revision)
-            self._changed.notify_all()
+        self.lookout.tell(revision)
         return revision
 
     def watch(self, prefix: str, after: int) -> "SqliteWatch":
@@ -146,22 +145,6 @@ class SqliteStore(Store):
             rows = [row for row in rows if row[1] < rows[-1][1]]
             now = rows[-1][1]
         return now, [Change(*row) for row in rows]
-
-    def wait(self, after: int, timeout: float) -> bool:
-        """Wait until something has been changed after a revision, by whomever, or until it may have been.
-
-        :param timeout: in seconds; 0 only looks
-        """
-        with self._changed:
-            if self._newest > after or self._changed.wait_for(lambda: self._newest > after, min(timeout, POLL)):
-                return True
-            if time.monotonic() - self._looked < POLL / 2:  # another thread has, for all of them
-                return False
-            self._looked = time.monotonic()
-        newest = self.revision()
-        with self._changed:
-            self._newest = max(self._newest, newest)
-        return newest > after
 
     def _compare(self, db: sqlite3.Connection, expect: Mapping[str, int]) -> None:
         for key, expected in expect.items():
@@ -214,7 +197,7 @@ class SqliteStore(Store):
                 # while another process does the same, SQLite says so at once, whatever its timeout
                 if _code(error) not in _BUSY or time.monotonic() > deadline:
                     raise
-            time.sleep(POLL)
+            time.sleep(_RETRY)
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -273,9 +256,8 @@ class SqliteWatch(Watch):
             self.revision, changes = self._store.changes(self._prefix, self.revision)
             if changes:
                 return changes
-            while not self._store.wait(self.revision, max(0.0, deadline - time.monotonic())):
-                if time.monotonic() >= deadline:
-                    return []
+            if not self._store.lookout.wait(self.revision, deadline - time.monotonic()):
+                return []
 
     def close(self) -> None:
         pass

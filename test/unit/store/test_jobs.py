@@ -10,6 +10,7 @@ import pytest
 
 from drover.errors import (
     ArgumentError,
+    HistoryGone,
     IdempotencyConflict,
     JobNotFound,
     JobTaken,
@@ -17,7 +18,7 @@ from drover.errors import (
     StoreBusy,
     TooManyJobs,
 )
-from drover.store import job_records
+from drover.store import job_records, sqlite
 from drover.store.job import MAX_STEPS, MOVES, Caller, Failure, Job, JobState
 from drover.store.job_records import KEPT_AGE, SURE_AGE, is_dropped
 from drover.store.jobs import PROGRESS_EVERY, PROGRESS_GAP, Jobs
@@ -429,6 +430,23 @@ def test_wait(jobs: Jobs, elsewhere: Jobs) -> None:
         for end in ends:
             end.join()
         assert face.wait(job.id, 30).result == "result"
+
+
+def test_wait_for_one_that_began_long_ago(
+    jobs: Jobs, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So much was removed since that the store no longer tells all of it."""
+    monkeypatch.setattr(sqlite, "KEPT_REMOVALS", 2)
+    monkeypatch.setattr(sqlite, "_FORGET_EVERY", 1)
+    job = jobs.begin(jobs.submit("start").id)
+    revision = store.revision()
+    for _ in range(5):
+        jobs.ask_cancel(jobs.submit("start").id)
+    with store.watch("", revision) as watch, pytest.raises(HistoryGone):
+        watch.poll(0)
+    began = time.process_time()
+    assert jobs.wait(job.id, 0.5) == job
+    assert time.process_time() - began < 0.25, "it went round and round"
 
 
 # --- retention -------------------------------------------------------------------------------------------------------

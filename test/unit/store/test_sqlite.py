@@ -256,7 +256,10 @@ def test_a_small_disk_that_is_full(path: Path) -> None:
     folder = path.parent
     shell = f'mount -t tmpfs -o size=1m small {folder} && exec "$@"'
     env = os.environ | {"PYTHONPATH": str(TOP / "build" / "py")}
-    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh"]
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user may have a mount namespace here")
+    unshare += ["sh", "-c", shell, "sh"]
     done = subprocess.run([*unshare, *python(script, folder)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     error, number = done.stdout.splitlines()
