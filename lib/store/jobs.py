@@ -45,7 +45,7 @@ class Jobs:
     Whatever changes a job may raise the errors of :class:`.records.Store`; nothing was changed then, but for a bare
     :class:`~drover.errors.StoreError`.
 
-    :param store: where they are kept
+    :param store: where they are kept; one host's own, for whether a job's runner lives is seen on its host alone
     :param now: tells Unix time
     :param ticks: tells seconds that never jump
     """
@@ -234,7 +234,10 @@ class Jobs:
 
         Those that wait are not among them: they are begun like any other. Drops what is too old, too.
         """
-        self.prune()
+        try:
+            self.prune()
+        except (StoreFull, StoreBusy):  # of no matter now
+            pass
         found: list[Job] = []
         for number in self._records.open_ids():
             with self._taking:

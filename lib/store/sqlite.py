@@ -4,6 +4,7 @@ Of a record that was removed, the key and the revision of that are kept for a wh
 Watchers in the process that changes something are woken; those in others look every few milliseconds.
 """
 
+import errno
 import os
 import sqlite3
 import threading
@@ -61,6 +62,7 @@ _BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 class SqliteStore(Store):
     """The store in a file, which is made if there is none, readable by us alone.
 
+    Where the disk is full, all of it can be read while it is open, and nothing be changed, not even removed.
     Not to be used by a child that was forked while it was open: that opens it anew.
 
     :ivar lookout: for those who wait for a change
@@ -233,13 +235,16 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as error:
             code = _code(error)
-            if code == sqlite3.SQLITE_FULL:
+            # the other one: no room for the file through which processes share the log, which opening makes
+            if code == sqlite3.SQLITE_FULL or _exact(error) == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise StoreFull(self.name) from error
             if code in _BUSY:
                 raise StoreBusy(self.name, self._busy_timeout) from error
             if code in _BROKEN:
                 raise RecordError(self.name, f"it is broken: {error}") from error
-            raise StoreError(self.name, str(error)) from error
+            raise StoreError(
+                self.name, f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"
+            ) from error
 
 
 class SqliteWatch(Watch):
@@ -268,6 +273,8 @@ def _make_file(path: Path) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(str(path)) from error
         raise StoreError(str(path), error.strerror or str(error)) from error
     try:
         if os.fstat(fd).st_mode & 0o077 and os.fstat(fd).st_uid == os.geteuid():
@@ -316,8 +323,12 @@ def _change(db: sqlite3.Connection, changes: Mapping[str, bytes | None]) -> tupl
 
 
 def _code(error: sqlite3.Error) -> int:
-    """The primary code of an error: the higher bits tell it more exactly."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    """What kind of error it is: the low bits. The others tell where, as in `SQLITE_IOERR_SHMSIZE`."""
+    return _exact(error) & 0xFF
+
+
+def _exact(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
 
 
 assert MAX_CHANGES < _BATCH

@@ -233,14 +233,29 @@ def test_a_disk_that_is_full(path: Path) -> None:
         assert store.put("a", b"3", expect=1) == 2
 
 
+def on_small_disk(script: str, folder: Path) -> list[str]:
+    """Run it where the folder is a file system of a megabyte, in a mount namespace of its own; the lines it prints."""
+    shell = f'mount -t tmpfs -o size=1m small {folder} && exec "$@"'
+    env = os.environ | {"PYTHONPATH": str(TOP / "build" / "py")}
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user may have a mount namespace here")
+    words = [*unshare, "sh", "-c", shell, "sh", *python(script, folder)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_a_small_disk_that_is_full(path: Path) -> None:
-    """A real one, in a mount namespace of its own: what was there stays, and there is room again when some is made."""
+    """What was there stays, and can be read; nothing can be removed from it either, before there is room again."""
     script = """
     import sys
     from pathlib import Path
     from drover.errors import StoreFull
     from drover.store.sqlite import SqliteStore
-    with SqliteStore(Path(sys.argv[1]) / "store") as store:
+    path, other = Path(sys.argv[1]) / "store", Path(sys.argv[1]) / "other"
+    other.write_bytes(bytes(200_000))
+    with SqliteStore(path) as store:
         number = 0
         try:
             while number < 100:
@@ -249,22 +264,50 @@ def test_a_small_disk_that_is_full(path: Path) -> None:
         except StoreFull as error:
             print(error)
         assert store.count("k/") == number == store.revision()
-    with SqliteStore(Path(sys.argv[1]) / "store") as store:
+    with SqliteStore(path) as store:
         assert [len(it.value) for _, it in store.range("k/")] == [50_000] * number
         print(number)
+        try:
+            store.txn({f"k/{it}": None for it in range(number)})
+        except StoreFull as error:
+            print(error)
+        assert store.count("k/") == number
+        other.unlink()
+        store.delete("k/0")
+        assert store.count("k/") == number - 1
     """
-    folder = path.parent
-    shell = f'mount -t tmpfs -o size=1m small {folder} && exec "$@"'
-    env = os.environ | {"PYTHONPATH": str(TOP / "build" / "py")}
-    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no user may have a mount namespace here")
-    unshare += ["sh", "-c", shell, "sh"]
-    done = subprocess.run([*unshare, *python(script, folder)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    error, number = done.stdout.splitlines()
-    assert error == f"{folder}/store: no room to write it: the disk is full, or a quota is; nothing was changed"
+    error, number, *more = on_small_disk(script, path.parent)
+    assert error == f"{path}: no room to write it: the disk is full, or a quota is; nothing was changed"
     assert 2 <= int(number) < 20
+    assert more == [error]
+
+
+def test_opened_on_a_full_disk(path: Path) -> None:
+    """To open it needs a little room, for the files beside it."""
+    script = """
+    import sys
+    from pathlib import Path
+    from drover.errors import StoreFull
+    from drover.store.sqlite import SqliteStore
+    path, other = Path(sys.argv[1]) / "store", Path(sys.argv[1]) / "other"
+    with SqliteStore(path) as store:
+        store.put("a", b"1")
+    with other.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    for name in ("store", "new"):
+        try:
+            SqliteStore(Path(sys.argv[1]) / name)
+        except StoreFull as error:
+            print(error.store)
+    other.unlink()
+    with SqliteStore(path) as store:
+        print(store.get("a").value)
+    """
+    assert on_small_disk(script, path.parent) == [str(path), str(path.with_name("new")), "b'1'"]
 
 
 def test_removals_are_forgotten_at_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
