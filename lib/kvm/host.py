@@ -31,16 +31,19 @@ class Host:
         self.paths = paths or default_paths()
         self.boot_id = current_boot()
         self.rootless = os.geteuid() != 0
+        self._tree: Tree | None = None
 
     @cached_property
     def uids(self) -> UidPool:
         """The users that QEMUs run as."""
         return UidPool(self.paths.uids)
 
-    @cached_property
+    @property
     def tree(self) -> Tree:
-        """The control groups of all instances."""
-        return Tree.find()
+        """The control groups of all instances; looked for again where none could be had, as of a systemd that hung."""
+        if self._tree is None or self._tree.path is None:
+            self._tree = Tree.find()
+        return self._tree
 
     def binary(self, emulator: str) -> Binary:
         """What a QEMU can do."""
@@ -86,6 +89,7 @@ class Host:
         :param uuid: of the instance: another state folder of this host may have one of the same name
         """
         try:
-            return self.tree.make(f"{name}-{uuid[:8]}"), [] if self.tree.path else list(self.tree.notices)
+            tree = self.tree
+            return tree.make(f"{name}-{uuid[:8]}"), [] if tree.path else list(tree.notices)
         except OSError as error:
             return None, [f"no control group: {error.filename}: {error.strerror}"]

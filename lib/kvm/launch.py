@@ -144,6 +144,7 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
         logs.begin(log, runtime.generation)
         group, lacks = host.group(paths.name, spec.uuid)
         runtime.uid = None if identity is None else identity.uid
+        runtime.cgroup = "" if group is None else group.place  # a scope's is known later
         if spec.vsock_cid:
             fds["vsock"] = _open_vsock(lent)
         if spec.tpm is not None:

@@ -42,12 +42,13 @@ class Systemd:
         else:
             folder = os.environ.get("XDG_RUNTIME_DIR", "")
             found = cls(os.environ.get("DBUS_SESSION_BUS_ADDRESS") or f"unix:path={folder}/bus")
-        found._call("GetUnit", "s", "-.slice")  # there always is that one
+        found._call("GetUnit", "s", _TIMEOUT, "-.slice")  # there always is that one
         return found
 
-    def start_scope(self, unit: str, pids: list[int]) -> None:
+    def start_scope(self, unit: str, pids: list[int], timeout: float) -> None:
         """Ask for a scope that holds these processes. They are in it some time after that.
 
+        :param timeout: seconds for systemd to answer
         :raises ScopeFailed: there is one of this name, or systemd does not answer
         """
         properties = [
@@ -58,17 +59,18 @@ class Systemd:
             ("CollectMode", ("s", "inactive-or-failed")),
             ("Before", ("as", [SHUTDOWN_UNIT])),
         ]
-        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", properties, [])
+        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", timeout, unit, "fail", properties, [])
 
-    def attach(self, unit: str, group: str, pids: list[int]) -> None:
+    def attach(self, unit: str, group: str, pids: list[int], timeout: float) -> None:
         """Move processes into a group of a scope that there is.
 
         :param group: its path below the scope, which begins with a slash
+        :param timeout: seconds for systemd to answer
         :raises ScopeFailed: there is no such scope, or systemd does not answer
         """
-        self._call("AttachProcessesToUnit", "ssau", unit, group, pids)
+        self._call("AttachProcessesToUnit", "ssau", timeout, unit, group, pids)
 
-    def _call(self, method: str, signature: str, *arguments: Any) -> tuple[Any, ...]:
+    def _call(self, method: str, signature: str, timeout: float, *arguments: Any) -> tuple[Any, ...]:
         # not before it is needed: where no systemd runs, nobody waits for its import
         from jeepney import DBusAddress, DBusErrorResponse, new_method_call
         from jeepney.io.blocking import open_dbus_connection
@@ -76,9 +78,9 @@ class Systemd:
 
         manager = DBusAddress("/org/freedesktop/systemd1", bus_name=_SERVICE, interface=f"{_SERVICE}.Manager")
         try:
-            with open_dbus_connection(self.address, auth_timeout=_TIMEOUT) as bus:
+            with open_dbus_connection(self.address, auth_timeout=timeout) as bus:
                 message = new_method_call(manager, method, signature, arguments)
-                reply: tuple[Any, ...] = unwrap_msg(bus.send_and_get_reply(message, timeout=_TIMEOUT))
+                reply: tuple[Any, ...] = unwrap_msg(bus.send_and_get_reply(message, timeout=timeout))
         except DBusErrorResponse as error:
             raise ScopeFailed(method, error.name, " ".join(map(str, error.data or ()))) from error
         except (OSError, ValueError, KeyError, RuntimeError) as error:  # among them TimeoutError, and no such address
@@ -121,6 +123,8 @@ class Scope(Cgroup):
         :param keeper: its process id
         :param charge: likewise, of what is not the program yet
         """
+        if self.notices:
+            return  # it has failed once: whoever comes second need not wait for that again
         deadline = time.monotonic() + _TIMEOUT
         try:
             while not self._entered(keeper, charge, deadline):
@@ -132,9 +136,9 @@ class Scope(Cgroup):
         """Make the scope, or join it. An earlier run's may end just now: then neither is possible for a moment."""
         try:
             if self.place:
-                self._join(keeper, charge)
+                self._join(keeper, charge, deadline)
             else:
-                self._systemd.start_scope(self.unit, [keeper, charge])
+                self._systemd.start_scope(self.unit, [keeper, charge], _left(deadline))
                 self._divide(keeper, charge, deadline)
         except ScopeFailed as error:
             if not error.passing or time.monotonic() > deadline:
@@ -142,17 +146,18 @@ class Scope(Cgroup):
             return False
         return True
 
-    def _join(self, keeper: int, charge: int) -> None:
-        self._systemd.attach(self.unit, f"/{KEEPERS}", [keeper])
-        self._systemd.attach(self.unit, f"/{self._member}", [charge])
+    def _join(self, keeper: int, charge: int, deadline: float) -> None:
+        self._systemd.attach(self.unit, f"/{KEEPERS}", [keeper], _left(deadline))
+        self._systemd.attach(self.unit, f"/{self._member}", [charge], _left(deadline))
 
     def _divide(self, keeper: int, charge: int, deadline: float) -> None:
         self._arrival(keeper, deadline)  # either may be the first one there
         scope = self._arrival(charge, deadline)
-        self.path, self.keepers = scope / self._member, scope / KEEPERS
-        for group, pid in ((self.keepers, keeper), (self.path, charge)):
+        path, keepers = scope / self._member, scope / KEEPERS
+        for group, pid in ((keepers, keeper), (path, charge)):
             group.mkdir(exist_ok=True)
             (group / PROCS).write_text(str(pid), encoding="ascii")
+        self.path, self.keepers = path, keepers
         for controller in ("memory", "cpu", "pids"):
             with contextlib.suppress(OSError):  # whoever wants a limit is told that there is none
                 (scope / "cgroup.subtree_control").write_text(f"+{controller}", encoding="ascii")
@@ -166,3 +171,7 @@ class Scope(Cgroup):
                 return self._mount / where
             time.sleep(_PAUSE)
         raise ScopeFailed("StartTransientUnit", "", f"{self.unit} was not there within {_TIMEOUT:g} s")
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), _PAUSE)

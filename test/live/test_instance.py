@@ -20,6 +20,7 @@ from drover.errors import (
     MonitorTimeout,
     NotSupported,
     RecordError,
+    SpawnFailed,
     StartFailed,
     WrongState,
 )
@@ -458,3 +459,13 @@ def test_vsock_is_opened_for_qemu(node: Node, version: str, tmp_path: Path, monk
     with pytest.raises(StartFailed, match=r"vhost|vsock|ioctl|device"):
         vm.start()
     assert vm.show().state is State.STOPPED
+
+
+def test_a_start_that_fails_early_leaves_no_control_group(node: Node, version: str) -> None:
+    """Here before QEMU is made, and behind the group."""
+    vm = node.create(parse(bare(version, chroot=True, chroot_paths=["/nowhere/at/all"])))
+    with pytest.raises(SpawnFailed, match="/nowhere/at/all"):
+        vm.start()
+    tree = node.host.tree.path
+    assert tree is not None
+    assert not list(tree.glob(f"vm-{vm.show().document.spec.uuid[:8]}*"))

@@ -15,14 +15,6 @@ from instances import VERSIONS, bare, bootable
 from systemd import TOP, Container, container
 
 DROVER = str(Path(sys.executable).with_name("drover"))
-GUESTS = f"""\
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-Environment="PYTHONPATH={TOP}/build/py" "DROVER_STATE_DIR=%s/state"
-ExecStart=/bin/true
-ExecStop="{DROVER}" stop-all --timeout 60
-"""
 
 # What a session of an ordinary user has beside it: a systemd of their own.
 USER = """\
@@ -34,6 +26,15 @@ Environment=XDG_RUNTIME_DIR=/run/user HOME=/run/user
 ExecStartPre=+install -d -o games -m 0700 /run/user
 ExecStart=/lib/systemd/systemd --user
 """
+
+
+PROGRAMS = ("drover", "drover-noded")  # in /opt, with the environment that a test's host has
+
+
+def shipped(unit: str) -> dict[str, str]:
+    """A unit as it is installed."""
+    text = (TOP / "daemons" / f"{unit}.in").read_text()
+    return {unit: text.replace("@bindir@", "/opt").replace("@sbindir@", "/opt")}
 
 
 class Node:
@@ -69,8 +70,13 @@ def host(shared: Path, units: Mapping[str, str] = MappingProxyType({})) -> Itera
     """A host of its own, with more units."""
     for folder in (shared, *shared.parents[:2]):
         folder.chmod(0o711)  # QEMU's own user has to pass
-    with container(shared, {"drover-guests.service": GUESTS % shared, "user.service": USER, **units}) as inside:
-        yield Node(inside)
+    with container(shared, {"user.service": USER, **units}) as inside:
+        node = Node(inside)
+        settings = "".join(f"export {name}='{value}'\n" for name, value in node.env.items())
+        for name in PROGRAMS:
+            (shared / name).write_text(f"#!/bin/sh\n{settings}exec '{Path(DROVER).with_name(name)}' \"$@\"\n")
+            inside.enter("install", "-m", "755", str(shared / name), f"/opt/{name}")
+        yield node
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +168,7 @@ def test_a_systemd_that_does_not_answer_is_a_notice(node: Node) -> None:
 
 def test_the_node_daemon_as_a_unit(tmp_path: Path) -> None:
     """The unit as it is shipped: ready when it answers, and its end is not the machines'."""
-    programs = Path(DROVER).parent
-    text = (TOP / "daemons" / "drover-noded.service.in").read_text().replace("@sbindir@/drover-noded", "/opt/noded")
-    env = f'Environment="PYTHONPATH={TOP}/build/py" "DROVER_STATE_DIR={tmp_path}/state"\nExecStart='
-    with host(tmp_path, {"drover-noded.service": text.replace("ExecStart=", env)}) as node:
-        (tmp_path / "noded").write_text(f"#!/bin/sh\nexec '{programs}/drover-noded' \"$@\"\n")
-        node.host.enter("install", "-m", "755", str(tmp_path / "noded"), "/opt/noded")
+    with host(tmp_path, shipped("drover-noded.service")) as node:
         unit = "/etc/systemd/system/drover-noded.service"
         assert node.host.enter("systemd-analyze", "verify", "--man=no", unit) == ""
         node.host.enter("systemctl", "start", "drover-noded.service")  # returns when it is ready
@@ -182,12 +183,34 @@ def test_the_node_daemon_as_a_unit(tmp_path: Path) -> None:
         node.drover("kill", "a")
 
 
+def test_a_bus_that_hangs_does_not_stop_a_start(node: Node) -> None:
+    """SIGSTOP: each machine runs without a group, after the deadline; and has one again when the bus goes on."""
+    node.create(bare("7.2", "h", tpm={}))
+    bus = node.host.enter("systemctl", "show", "--property=MainPID", "--value", "dbus.service").strip()
+    node.host.enter("kill", "-STOP", bus)
+    try:
+        begun = time.monotonic()
+        place = [f"{name}={value}" for name, value in node.env.items()]
+        said = node.host.enter("env", *place, DROVER, "start", "h")
+        assert 4 < time.monotonic() - begun < 20
+        assert "no control groups" in said
+    finally:
+        node.host.enter("kill", "-CONT", bus)
+    assert "running" in node.drover("show", "h")
+    node.drover("kill", "h")
+    assert "control group" not in node.drover("start", "h")
+    node.drover("kill", "h")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_hosts_shutdown_shuts_guests_down_first(tmp_path: Path, version: str) -> None:
-    with host(tmp_path) as node:
+def test_the_hosts_boot_and_shutdown(tmp_path: Path, version: str) -> None:
+    """The unit as it is shipped starts guests; and the host's end comes to them by ACPI, before their scopes'."""
+    with host(tmp_path, shipped("drover-guests.service")) as node:
+        unit = "/etc/systemd/system/drover-guests.service"
+        assert node.host.enter("systemd-analyze", "verify", "--man=no", unit) == ""
+        node.create(bootable(version, "guest", autostart=True))
         node.host.enter("systemctl", "start", "drover-guests.service")
-        node.create(bootable(version, "guest"))
-        node.drover("start", "guest")
+        assert "machine.slice" in node.document("guest")["runtime"]["cgroup"]
         console = node.host.shared / "state/instances/guest/console.log"
         wait_for(lambda: b"guest# " in console.read_bytes(), 90)
         node.host.enter("systemctl", "poweroff")

@@ -1,5 +1,7 @@
 """What a systemd says that gives no scope; a real one that gives some: `test/live/test_scope.py`."""
 
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ class Refusing(Systemd):
         self.name = name
         self.asked = 0
 
-    def start_scope(self, unit: str, pids: list[int]) -> None:
+    def start_scope(self, unit: str, pids: list[int], timeout: float) -> None:
+        assert 0 < timeout <= scopes._TIMEOUT
         self.asked += 1
         raise ScopeFailed("StartTransientUnit", self.name, f"{unit} for {pids}")
 
@@ -25,7 +28,7 @@ class Refusing(Systemd):
 def test_nobody_at_the_bus(tmp_path: Path) -> None:
     for address in (f"unix:path={tmp_path}/none", "", "nonsense"):
         with pytest.raises(ScopeFailed, match="systemd: StartTransientUnit: ."):
-            Systemd(address).start_scope("a.scope", [1])
+            Systemd(address).start_scope("a.scope", [1], 1)
 
 
 def test_a_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -43,6 +46,19 @@ def test_what_is_refused_is_a_notice() -> None:
     group.take_in(7, 8)
     assert group.notices == ["no control group: systemd: StartTransientUnit: drover-web1-1234.scope for [7, 8]"]
     assert (group.place, group.entrances, systemd.asked) == ("", ("", ""), 1)
+    group.take_in(9, 10)  # such as a QEMU's, after its TPM's
+    assert (len(group.notices), systemd.asked) == (1, 1)
+
+
+def test_a_bus_that_is_silent(tmp_path: Path) -> None:
+    """It takes the connection, and says nothing: the call ends in time."""
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(tmp_path / "bus"))
+        bus.listen()
+        begun = time.monotonic()
+        with pytest.raises(ScopeFailed, match="StartTransientUnit"):
+            Systemd(f"unix:path={tmp_path}/bus").start_scope("a.scope", [1], 0.2)
+        assert time.monotonic() - begun < 2
 
 
 def test_one_that_is_ending_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
