@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from drover.kvm.paths import default_paths
-from drover.kvm.state import State
 from drover.node.client import SOCKET, Daemon, RemoteNode
-from drover.node.summary import Summary, summarised
+from drover.node.summary import Summary, summarised, unreadable
 
 if TYPE_CHECKING:
     from drover.kvm.node import Node, Report
@@ -35,5 +34,5 @@ def row_of(report: "Report") -> Summary:
     """The row of an instance that was looked at here."""
     condition = report.condition
     if condition is None:
-        return Summary(name=report.name, uuid="", state=State.UNKNOWN, since=0, detail=str(report.error))
+        return unreadable(report.name, str(report.error), 0)
     return summarised(report.name, condition.document, condition.state, 0, condition.detail)

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from ..errors import DroverError
 from ..kvm import service_log
 from ..kvm.node import Node
 from ..kvm.paths import default_paths
-from ..kvm.service import notify, watchdog_seconds
+from ..kvm.service import allow_many_files, notify, show_life
 from ..kvm.spec.types import size_of
 from ..version import __version__
 from .journal import LIMIT
@@ -30,20 +29,12 @@ async def serve(watcher: Watcher) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, watcher.stop)
     loop.add_signal_handler(signal.SIGHUP, watcher.rescan)
-    watched = asyncio.create_task(_show_life())
+    watched = asyncio.create_task(show_life())
     try:
         await watcher.watch(lambda: notify("READY=1"))
     finally:
         notify("STOPPING=1")
         watched.cancel()
-
-
-async def _show_life() -> None:
-    """Let systemd's watchdog know that the loop turns."""
-    seconds = watchdog_seconds()
-    while seconds:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(seconds / 3)
 
 
 def _tell(notice: Notice) -> None:
@@ -73,9 +64,3 @@ def _size(text: str) -> int:
     if (size := size_of(text)) is None or size < _LEAST:
         raise argparse.ArgumentTypeError(f"{text} is no size of at least {_LEAST >> 10}KiB")
     return size
-
-
-def allow_many_files() -> None:
-    """Have as many descriptors as we may: a machine takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

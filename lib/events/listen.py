@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from ..errors import MonitorTimeout
-from ..kvm.condition import failed_among
+from ..kvm.condition import ask_state, failed_among
 from ..kvm.mend import ENDED_BY_GUEST
-from ..kvm.state import State, state_named
+from ..kvm.state import State
 from ..monitor.aio import AsyncQmpConnection
 
 # Seconds between two tries of what does not work.
@@ -53,7 +53,7 @@ class Storage:
             self._delay = FIRST_PAUSE
         while True:
             mark = vm.event_mark()
-            if (await ask(vm))[0] is not State.IO_ERROR:
+            if (await ask_state(vm))[0] is not State.IO_ERROR:
                 return
             try:
                 await vm.wait_event("RESUME", since=mark, timeout=self._delay)
@@ -90,7 +90,7 @@ async def attend(
     while True:
         asked = vm.event_mark()
         try:
-            state, detail = await ask(vm)
+            state, detail = await ask_state(vm)
         except MonitorTimeout as error:
             trouble(error)
             await asyncio.sleep(pause)
@@ -106,16 +106,6 @@ async def attend(
             continue
         while (await anext(events)).number <= asked:
             pass  # its answer has told of that one
-
-
-async def ask(vm: AsyncQmpConnection) -> tuple[State, str]:
-    """What a QEMU that answers does, and more of it."""
-    status = (await vm.query_status()).status
-    state = state_named(status)
-    if state is State.IO_ERROR:
-        failed = failed_among(await vm.query_block())
-        return state, ", ".join(f"{name}: {problem}" for name, problem in failed.items())
-    return state, "" if status == state else status
 
 
 def has_space(source: str | None) -> bool:

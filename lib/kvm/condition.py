@@ -1,7 +1,7 @@
 """How an instance is at this moment: from its document, its process, and QEMU's own answer."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -13,6 +13,9 @@ from .ledger import Ledger
 from .record import Document
 from .sockets import dial
 from .state import State, state_named
+
+if TYPE_CHECKING:
+    from ..monitor.aio import AsyncQmpConnection  # whose asyncio a command would wait for that has no use for it
 
 # Seconds that a look waits for the end of a QEMU that has closed its monitors.
 _ENDING: Final = 1.0
@@ -57,19 +60,27 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
 def state_of(vm: QmpConnection) -> tuple[State, str]:
     """What a QEMU that answers does, and more of it."""
     status = vm.query_status().status
+    return _worded(status, failed_among(vm.query_block()) if state_named(status) is State.IO_ERROR else {})
+
+
+async def ask_state(vm: "AsyncQmpConnection") -> tuple[State, str]:
+    """The same, of one on asyncio."""
+    status = (await vm.query_status()).status
+    return _worded(status, failed_among(await vm.query_block()) if state_named(status) is State.IO_ERROR else {})
+
+
+def _worded(status: str, failed: Mapping[str, str]) -> tuple[State, str]:
     state = state_named(status)
     if state is State.IO_ERROR:
-        return state, ", ".join(f"{name}: {problem}" for name, problem in failed_disks(vm).items())
+        return state, ", ".join(f"{name}: {problem}" for name, problem in failed.items())
     return state, "" if status == state else status
 
 
-def failed_disks(vm: QmpConnection) -> dict[str, str]:
-    """The disks whose storage has failed, by id: ``nospace``, or ``failed``."""
-    return failed_among(vm.query_block())
-
-
 def failed_among(devices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Those of the devices that ``query-block`` tells whose storage has failed; see :func:`failed_disks`."""
+    """The disks whose storage has failed, by id: ``nospace``, or ``failed``.
+
+    :param devices: all, as ``query-block`` tells them
+    """
     statuses = {_name(device): str(device.get("io-status", "ok")) for device in devices}
     return {name: status for name, status in statuses.items() if status != "ok"}
 

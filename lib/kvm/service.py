@@ -1,6 +1,8 @@
 """What systemd and a daemon of ours say to each other (``sd_notify(3)``, ``sd_listen_fds(3)``); without it, nothing."""
 
+import asyncio
 import os
+import resource
 import socket
 from typing import Final
 
@@ -33,3 +35,16 @@ def passed_sockets() -> list[socket.socket]:
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
     return [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + count)]
+
+
+async def show_life() -> None:
+    """Let systemd's watchdog know that the loop turns, until cancelled; at once done where it is not asked for."""
+    while seconds := watchdog_seconds():
+        notify("WATCHDOG=1")
+        await asyncio.sleep(seconds / 3)
+
+
+def allow_many_files() -> None:
+    """Have as many descriptors as we may: each machine takes some."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

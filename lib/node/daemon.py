@@ -21,7 +21,7 @@ from ..kvm import service_log
 from ..kvm.lock import locked
 from ..kvm.node import Node
 from ..kvm.paths import default_paths
-from ..kvm.service import notify, passed_sockets, watchdog_seconds
+from ..kvm.service import allow_many_files, notify, passed_sockets, show_life
 from ..version import __version__
 from .access import give_to_group
 from .feed import Feed
@@ -60,7 +60,7 @@ async def serve(node: Node, listener: socket.socket, stopping: asyncio.Event, re
         for report in await worker.do("", node.adopt):
             for text in (*report.notices, *([str(report.error)] if report.error else [])):
                 log.info("%s: %s", report.name, text, extra={"instance": report.name})
-        model = Model(node.host, worker.tend)
+        model = Model(node, worker.tend)
         server = Server(worker, model, Feed(model))
         stack.push_async_callback(model.stop)
         await model.start()
@@ -73,19 +73,10 @@ async def serve(node: Node, listener: socket.socket, stopping: asyncio.Event, re
             await web.TCPSite(runner, host or None, port, ssl_context=remote.context).start()
         log.info("%d instances", len(model.summaries))
         notify("READY=1")
-        await _watched(stopping)
+        life = asyncio.create_task(show_life())
+        stack.callback(life.cancel)
+        await stopping.wait()
         notify("STOPPING=1")
-
-
-async def _watched(stopping: asyncio.Event) -> None:
-    """Wait to be stopped, and let systemd's watchdog know that the loop turns."""
-    seconds = watchdog_seconds()
-    while not stopping.is_set():
-        try:
-            async with asyncio.timeout(seconds and seconds / 3):
-                await stopping.wait()
-        except TimeoutError:
-            notify("WATCHDOG=1")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     chosen = parser.parse_args(arguments)
     service_log.begin(chosen.log_level)
+    allow_many_files()
     node = Node(default_paths())
     try:
         with ExitStack() as stack:

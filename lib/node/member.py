@@ -7,15 +7,15 @@ from contextlib import suppress
 from typing import Final
 
 from ..errors import ConnectTimeout, DroverError, MonitorError, MonitorTimeout, RecordError
-from ..kvm.condition import failed_among
+from ..kvm.condition import ask_state
 from ..kvm.host import Host
 from ..kvm.mend import ENDED_BY_GUEST
 from ..kvm.record import Document, Runtime, load
 from ..kvm.restart import is_due, seconds_left
 from ..kvm.sockets import reach
-from ..kvm.state import State, state_named
+from ..kvm.state import State
 from ..monitor.aio import AsyncQmpConnection
-from .summary import Summary, summarised
+from .summary import Summary, summarised, unreadable
 
 # Seconds for an answer; one that takes longer hangs, and is shown so.
 ANSWER_TIMEOUT: Final = 5.0
@@ -98,7 +98,8 @@ class Member:
                     self._changed(self.name, None)
                     self.settled.set()
                     return
-                except (RecordError, OSError):
+                except (RecordError, OSError) as error:
+                    self._tell(unreadable(self.name, str(error), self._since(State.UNKNOWN)))
                     await self._wait(_PAUSE)
                     continue
                 await self._wait(await self._look(document))
@@ -181,19 +182,17 @@ class Member:
 
     async def _ask(self, vm: AsyncQmpConnection) -> tuple[State, str]:
         asked = time.monotonic()
-        status = (await vm.query_status()).status
+        told = await ask_state(vm)
         self.round_trip = time.monotonic() - asked
-        state = state_named(status)
-        if state is State.IO_ERROR:
-            failed = failed_among(await vm.query_block())
-            return state, ", ".join(f"{name}: {problem}" for name, problem in failed.items())
-        return state, "" if status == state else status
+        return told
 
     def _say(self, document: Document, state: State, detail: str = "") -> None:
-        before = self.summary
-        same = before is not None and before.state is state
-        since = before.since if before is not None and same else time.time()
-        summary = summarised(self.name, document, state, since, detail)
-        if summary != before:
+        self._tell(summarised(self.name, document, state, self._since(state), detail))
+
+    def _since(self, state: State) -> float:
+        return self.summary.since if self.summary is not None and self.summary.state is state else time.time()
+
+    def _tell(self, summary: Summary) -> None:
+        if summary != self.summary:
             self.summary = summary
             self._changed(self.name, summary)

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import pyinotify
 
-from ..kvm.host import Host
+from ..errors import ArgumentError
+from ..kvm.node import Node
 from .member import Member
 from .summary import Summary
 
@@ -32,11 +33,13 @@ Act = Callable[[str], None]
 class Model:
     """The instances of a host, as they are.
 
+    :param node: whose instances
     :param act: what to do about an instance whose run has ended, or is to be begun again; must not block
     """
 
-    def __init__(self, host: Host, act: Act) -> None:
-        self._host = host
+    def __init__(self, node: Node, act: Act) -> None:
+        self._node = node
+        self._host = node.host
         self._act = act
         self._members: dict[str, Member] = {}
         self._listeners: list[Callable[[Summary | None, str], None]] = []
@@ -94,17 +97,18 @@ class Model:
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _look_for_all(self) -> None:
-        folder = self._host.paths.instances
-        entries = folder.iterdir() if folder.is_dir() else ()
-        for name in {entry.name for entry in entries if not entry.name.startswith(".")} | self._members.keys():
+        for name in {*self._node.names, *self._members}:
             self._look_at(name)
 
     def _look_at(self, name: str) -> None:
         """Somebody has let go of its lock: it may be new, other, or gone."""
         member = self._members.get(name)
         if member is None:
-            if not self._host.paths.instance(name).document.exists():
-                return
+            try:
+                if not self._host.paths.instance(name).document.exists():
+                    return
+            except ArgumentError:
+                return  # somebody's own file among ours: no instance can be called so
             member = self._members[name] = Member(self._host, name, self._changed, self._act)
             member.start(free=not is_locked(self._host.paths.locks / f"{name}{_SUFFIX}"))
             return

@@ -1,12 +1,12 @@
 """All that can be done through the API, as one table: the routes, their documents and the audit log are made of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, Final
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, structs, to_builtins
 
-from ..errors import WrongState
+from ..errors import ArgumentError, WrongState
 from ..kvm.instance import ANSWER_TIMEOUT, Instance
 from ..kvm.node import Node
 from ..kvm.record import load
@@ -72,6 +72,22 @@ def _clone(node: Node, name: str, params: p.Clone) -> Any:
     return {"name": params.to, "notices": list(cloned.notices)}
 
 
+def known(kind: type[Struct], fields: Mapping[str, Any], above: str = "", but: str = "") -> Mapping[str, Any]:
+    """Fields that a device has, as they are.
+
+    The verbs take them as arguments by name, and have others of their own, such as descriptors of this process.
+
+    :param above: the name of the field that they are in, with a dot
+    :param but: a field that is not to be among them
+    :raises ArgumentError: one is no field of the device
+    """
+    names = [field.name for field in structs.fields(kind) if field.name != but]
+    for name, value in fields.items():
+        if name not in names:
+            raise ArgumentError(f"{above}{name}", value, f"a field of {kind.__name__}: {', '.join(names)}")
+    return fields
+
+
 def _qmp(instance: Instance, params: p.Qmp) -> Any:
     """On the socket that is people's: what they do there is their own business."""
     if load(instance.host.paths.instance(instance.name).document).runtime is None:
@@ -108,12 +124,13 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("remove-disk", p.Unplug, lambda vm, it: vm.remove_disk(it.id, timeout=it.timeout), "Take a disk out."),
     ("resize-disk", p.Resize, lambda vm, it: {"size": vm.resize_disk(it.id, it.size, shrink=it.shrink)},
      "Make a disk larger."),
-    ("set-throttle", p.Throttle, lambda vm, it: vm.set_throttle(it.id, **it.limits), "Limit a disk."),
+    ("set-throttle", p.Throttle, lambda vm, it: vm.set_throttle(it.id, **structs.asdict(it.limits)), "Limit a disk."),
     ("change-medium", p.Medium, lambda vm, it: vm.change_medium(it.id, it.source, format=it.format, force=it.force),
      "Put a medium into a CD drive, or take it out."),
     ("add-nic", None, lambda vm, it: vm.add_nic(**it), "Plug a network card in."),
     ("remove-nic", p.Unplug, lambda vm, it: vm.remove_nic(it.id, timeout=it.timeout), "Take a network card out."),
-    ("change-nic", p.Change, lambda vm, it: vm.change_nic(it.id, **it.fields), "Connect a card to something else."),
+    ("change-nic", p.Change, lambda vm, it: vm.change_nic(it.id, **known(Nic, it.fields, "fields.", "id")),
+     "Connect a card to something else."),
     ("set-link", p.Link, lambda vm, it: vm.set_link(it.id, up=it.up), "Plug the cable of a card in or out."),
     ("add-usb", None, lambda vm, it: vm.add_usb(**it), "Plug a USB device in."),
     ("remove-usb", p.Unplug, lambda vm, it: vm.remove_usb(it.id, timeout=it.timeout), "Take a USB device out."),

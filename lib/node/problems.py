@@ -4,13 +4,12 @@ import os
 import re
 from typing import Any, Final
 
-from msgspec import UNSET, Struct, ValidationError
+from msgspec import UNSET, Struct
 
 from .. import errors as e
 
 CONTENT_TYPE: Final = "application/problem+json"
 _WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_FIELD: Final = re.compile(r" - at `\$\.?(.*)`$")
 # The first class that fits.
 _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (e.ArgumentError, 422),
@@ -82,8 +81,6 @@ def problem(error: BaseException) -> dict[str, Any]:
     """
     if isinstance(error, Refused):
         return {"status": error.status, "code": error.code, "title": error.code, "detail": str(error)}
-    if isinstance(error, ValidationError):
-        return _told(422, "argument-error", str(error)) | {"errors": [_invalid(str(error))]}
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if not isinstance(error, (e.DroverError, OSError)):
         return _told(500, "internal-error", "something went wrong in here; the daemon's log says what")
@@ -129,9 +126,3 @@ def _data(error: BaseException) -> dict[str, Any]:
 
 def _field(field: str, value: object, allowed: str) -> dict[str, Any]:
     return {"field": field, "allowed": allowed} | ({} if value is UNSET else {"value": repr(value)})
-
-
-def _invalid(text: str) -> dict[str, Any]:
-    """What msgspec says, with the field's name apart."""
-    found = _FIELD.search(text)
-    return {"field": found[1] if found else "", "allowed": _FIELD.sub("", text)}

@@ -56,7 +56,7 @@ class Screens:
             with dial(path, ANSWER_TIMEOUT) as vm:
                 return vm.screenshot()
 
-        return web.Response(body=await self._worker.do("", picture), content_type="image/png")
+        return web.Response(body=await self._worker.do(f"{name}'s screen", picture), content_type="image/png")
 
     def _paths(self, request: web.Request) -> InstancePaths:
         node: Node = self._worker.node

@@ -21,7 +21,7 @@ from .feed import Feed
 from .metrics import CONTENT_TYPE as CONTENT_TYPE_METRICS
 from .metrics import Metrics
 from .model import Model
-from .operations import ACTS, CREATE, DELETE, Operation
+from .operations import ACTS, CREATE, DELETE, Operation, known
 from .problems import CONTENT_TYPE, Refused, code_of, problem
 from .screens import Screens
 from .work import Worker
@@ -154,7 +154,7 @@ def parameters(operation: Operation, document: Any) -> Any:
     if operation.takes is None:
         if not isinstance(document, Mapping):
             raise Refused(422, "argument-error", "the body has to be a JSON object")
-        return document
+        return document if operation.document is None else known(operation.document, document)
     reader = Reader()
     params = reader.struct(operation.takes, document)
     if reader.problems:
@@ -169,7 +169,7 @@ async def _body(request: web.Request) -> Any:
         return {}
     try:
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refused(400, "bad-json", f"the body is no JSON: {error}") from error
 
 
@@ -179,7 +179,7 @@ async def _told_as_problem(request: web.Request, handler: Handler) -> web.Stream
         return await handler(request)
     except web.HTTPException as error:
         told = problem(Refused(error.status, error.reason.lower().replace(" ", "-"), error.text or error.reason))
-    except (DroverError, OSError, msgspec.ValidationError) as error:
+    except (DroverError, OSError) as error:
         told = problem(error)
     except Exception as error:
         log.exception("%s %s", request.method, request.path)

@@ -70,3 +70,8 @@ def summarised(name: str, document: Document, state: State, since: float, detail
         last_stop=structs.replace(document.last_stop, log="") if document.last_stop else None,
         restart=document.restart if document.restart and document.restart.due else None,
     )
+
+
+def unreadable(name: str, why: str, since: float) -> Summary:
+    """The row of an instance of which nobody can tell how it is."""
+    return Summary(name=name, uuid="", state=State.UNKNOWN, since=since, detail=why)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from ..errors import DroverError, InstanceNotFound
+from ..errors import DroverError, InstanceBusy, InstanceNotFound
 from ..kvm.node import Node
 
 T = TypeVar("T")
 
 # Each waits for its own QEMU. So many may hang before others have to wait for them; a thread takes 30 kB.
 _THREADS: Final = 256
+_TURNS: Final = 32  # calls that may wait for one instance, which may hang
 log = logging.getLogger("drover.node")
 
 
@@ -35,9 +36,13 @@ class Worker:
         """Do something to an instance when nothing else is done to it from here; an empty name: to none of them.
 
         A caller that goes away while it is done changes nothing: it is done to its end.
+
+        :raises InstanceBusy: so many wait for their turn already
         """
         if not name:
             return await self._in_thread(act)
+        if self._waiting[name] >= _TURNS:
+            raise InstanceBusy(name, f"{_TURNS} calls that wait for their turn", 0)
         self._waiting[name] += 1
         try:
             async with self._turns[name]:

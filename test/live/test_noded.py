@@ -261,10 +261,28 @@ def test_what_is_wrong_is_told(noded: Noded) -> None:
         found, told = noded.call(method, path, body)
         assert (found, told["code"]) == (status, code), (path, told)
         assert told["detail"]
-    assert noded.call("POST", "/v1/instances", data=b"{")[1]["code"] == "bad-json"
+    for text in (b"{", b"\xff", b"[" * 100_000):
+        assert noded.call("POST", "/v1/instances", data=text)[1]["code"] == "bad-json"
     assert noded.call("POST", "/v1/instances", data=b" " * (1 << 21))[0] == 413
     told = noded.call("POST", "/v1/instances", bare("7.2", "y", vnc={"password": ""}))[1]
     assert "vnc.password" in json.dumps(told)
+
+
+def test_what_is_none_of_ours_or_cannot_be_read(node: Node, noded: Noded) -> None:
+    """A stranger's file among the instances is passed over; a broken document is shown, and said to be."""
+    noded.create(bare("7.2", "a"))
+    (node.host.paths.instances / "not_a_name").mkdir()
+    document = node.host.paths.instance("a").document
+    good = document.read_bytes()
+    document.write_bytes(b"{")
+    noded.end()
+    noded.start()
+    row = noded.rows()["a"]
+    assert (row["state"], "cannot be read" in row["detail"]) == ("unknown", True)
+    assert list(noded.rows()) == ["a"]
+    document.write_bytes(good)
+    wait_for(lambda: noded.rows()["a"]["state"] == "stopped", 10)
+    (node.host.paths.instances / "not_a_name").rmdir()
 
 
 def test_who_may(node: Node, noded: Noded) -> None:

@@ -4,10 +4,11 @@ import inspect
 
 import pytest
 
-from drover.errors import SpecError
+from drover.errors import ArgumentError, SpecError
 from drover.kvm.devices import Devices
 from drover.kvm.instance import Instance
-from drover.node.operations import ACTS, CREATE, DELETE, Role
+from drover.kvm.spec import Nic
+from drover.node.operations import ACTS, CREATE, DELETE, Role, known
 from drover.node.problems import Refused
 from drover.node.server import parameters
 
@@ -31,7 +32,7 @@ def test_sizes_may_be_texts() -> None:
     assert parameters(ACTS["resize-disk"], {"id": "a", "size": "2GiB"}).size == 2 << 30
     given = {"a": [1, {"b": None}]}
     assert parameters(ACTS["qmp"], {"execute": "x", "arguments": given}).arguments == given
-    assert parameters(ACTS["add-disk"], {"what": "ever"}) == {"what": "ever"}
+    assert parameters(ACTS["add-disk"], {"source": "/a"}) == {"source": "/a"}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,7 @@ def test_sizes_may_be_texts() -> None:
         ("balloon", {"size": "big"}, "size"),
         ("kill", {"now": True}, "now"),
         ("rename", {}, "to"),
+        ("set-throttle", {"id": "a", "limits": {"self": 1}}, "limits.self"),
     ],
 )
 def test_what_is_wrong_names_its_field(verb: str, body: object, field: str) -> None:
@@ -56,3 +58,17 @@ def test_what_is_wrong_names_its_field(verb: str, body: object, field: str) -> N
 def test_a_body_is_an_object() -> None:
     with pytest.raises(Refused, match="JSON object"):
         parameters(ACTS["add-disk"], [])
+
+
+@pytest.mark.parametrize("given", ["add-nic fds", "add-nic self", "add-disk self", "add-usb x", "add-vfio self"])
+def test_only_a_devices_own_fields_reach_the_verb(given: str) -> None:
+    """Such as none that names descriptors of the daemon's own."""
+    verb, name = given.split()
+    with pytest.raises(ArgumentError, match=f"{name}: .* a field of"):
+        parameters(ACTS[verb], {name: [3]})
+
+
+@pytest.mark.parametrize("name", ["fds", "self", "id"])
+def test_nor_by_way_of_a_change(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"fields.{name}: .* a field of Nic"):
+        known(Nic, {"mode": "user", name: [3]}, "fields.", "id")
