@@ -1,62 +1,41 @@
 """An event daemon of a test's own: a real process."""
 
 import contextlib
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from daemons import Daemon
 from drover.events.segment import Entry, read
 from drover.kvm.instance import Instance
 from drover.kvm.paths import Paths
 from drover.kvm.record import load
 
-PROGRAM = str(Path(sys.executable).with_name("drover-kvmd"))
 
-
-class Kvmd:
+class Kvmd(Daemon):
     """A daemon, what it tells systemd, and what it logs."""
 
+    name = "drover-kvmd"
+
     def __init__(self, paths: Paths, log: Path, *options: str) -> None:
-        self.paths = paths
-        self._log = log
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(paths, log, options)
         self._folder = tempfile.TemporaryDirectory(prefix="drover-")
         self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.told.bind(f"{self._folder.name}/notify")
         self.told.settimeout(20)
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """What it has logged."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
-
     def start(self, **env: str) -> None:
         """Start it, and wait until it says that it is ready."""
-        more = {"DROVER_STATE_DIR": str(self.paths.state), "DROVER_RUN_DIR": str(self.paths.run)}
-        more["NOTIFY_SOCKET"] = f"{self._folder.name}/notify"
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([PROGRAM, *self._options], env=os.environ | more | env, stderr=log)
+        self.launch(NOTIFY_SOCKET=f"{self._folder.name}/notify", **env)
         self.wait_told("READY=1")
 
     def wait_told(self, wanted: str) -> None:
         """Wait until it tells systemd something."""
         while (told := self.told.recv(100).decode()) != wanted:
-            assert self._process is not None
-            assert self._process.poll() is None, f"{told}; {self._log.read_text()}"
+            assert self.runs, f"{told}; {self.log_path.read_text()}"
 
     def wait_told_stopping(self) -> None:
         """It has told that it stops, and has ended."""
@@ -71,15 +50,9 @@ class Kvmd:
                 count += os.readlink(f"/proc/{self.pid}/fd/{fd}").startswith("socket:")
         return count
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Have it end; its exit status."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        return self._process.wait(20)
-
     def close(self) -> None:
         """End it if it runs."""
-        if self._process is not None and self._process.poll() is None:
+        if self.runs:
             self.end()
         self.told.close()
         self._folder.cleanup()

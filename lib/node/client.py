@@ -54,7 +54,7 @@ class Daemon:
         :param timeout: seconds for the answer
         :raises CallFailed: the daemon says no, or does not answer
         """
-        connection = _Connection(self.path, timeout)
+        connection = UnixConnection(self.path, timeout)
         try:
             connection.request(method, path, None if body is None else msgspec.json.encode(body))
             response = connection.getresponse()
@@ -70,12 +70,19 @@ class Daemon:
         return answer
 
 
-class _Connection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket.
+
+    :param path: of the socket
+    :param timeout: seconds for each wait
+    """
+
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
+        """Connect to it."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(os.fspath(self._path))

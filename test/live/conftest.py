@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from drover.testing.machine import Machine
 from faces import FACES, Face
 from instances import VERSIONS, temporary_node
 from machines import qemu_of
+from noded import Noded, running
 
 KINDS = ["7.2-q35", "7.2-pc", "10.0-q35", "10.0-pc"]
 # Every kind of machine, every face, each version on each face; the flows are the same ones.
@@ -81,3 +83,10 @@ def version(request: pytest.FixtureRequest) -> str:
     """Of QEMU."""
     found: str = request.param
     return found
+
+
+@pytest.fixture
+def noded(node: Node, tmp_path: Path) -> Iterator[Noded]:
+    """Its daemon."""
+    with running(node.host.paths, tmp_path / "log") as daemon:
+        yield daemon

@@ -20,14 +20,8 @@ from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
 from drover.kvm.state import State
-from instances import VERSIONS, bare, bootable, temporary_node, type_in, wait_for_shell
+from instances import bare, bootable, type_in, wait_for_shell
 from kvmd import Kvmd, journal, journal_folder, running, wait_event
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with temporary_node() as node:
-        yield node
 
 
 @pytest.fixture
@@ -57,7 +51,6 @@ def wait_for(condition: Callable[[], bool], timeout: float = 30) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 def test_from_the_first_event(node: Node, kvmd: Kvmd, version: str) -> None:
     """A machine that starts under its eyes is heard from the first word to the last, run after run."""
     vm = create(node, version)
@@ -103,7 +96,6 @@ def test_before_and_after(node: Node, tmp_path: Path) -> None:
     assert [it.number for it in found] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 def test_killed_in_the_middle(node: Node, tmp_path: Path, version: str) -> None:
     """SIGKILLed again and again in a stream of events: what was on disk stays, numbers only grow, each gap is told."""
     vm = create(node, version)
@@ -145,7 +137,6 @@ def split(entries: list[Entry]) -> Iterator[list[Entry]]:
             yield list(group)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 def test_who_ended_it(node: Node, kvmd: Kvmd, version: str) -> None:
     """A crash, a signal, a quit, a stop: told in the journal as `drover show` tells it."""
 
@@ -172,7 +163,6 @@ def test_who_ended_it(node: Node, kvmd: Kvmd, version: str) -> None:
         assert not (node.host.paths.shutdowns / f"{name}.shutdown").exists()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 def test_keeper_killed_too(node: Node, kvmd: Kvmd, version: str) -> None:
     """Where nobody saw how QEMU ended, its own last word says it."""
     vm = create(node, version)
@@ -189,7 +179,6 @@ def test_keeper_killed_too(node: Node, kvmd: Kvmd, version: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", VERSIONS)
 def test_guest(node: Node, kvmd: Kvmd, version: str) -> None:
     """A guest that powers itself off, and Ganeti's word for it; one that is asked to is an admin's."""
     vm = node.create(parse(bootable(version)))

@@ -1,29 +1,12 @@
 """What people look at through the node daemon, on a guest that has booted."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import aiohttp
-import pytest
 
 from drover.kvm.node import Node
-from instances import VERSIONS, bare, bootable, temporary_node, wait_for_shell
-from noded import Noded, UnixConnection, running
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    """A node of the test's own."""
-    with temporary_node() as node:
-        yield node
-
-
-@pytest.fixture
-def noded(node: Node, tmp_path: Path) -> Iterator[Noded]:
-    """Its daemon."""
-    with running(node.host.paths, tmp_path / "log") as daemon:
-        yield daemon
+from instances import bare, bootable, wait_for_shell
+from noded import Noded, UnixConnection
 
 
 async def typed(noded: Noded, line: bytes, until: bytes) -> bytes:
@@ -38,7 +21,6 @@ async def typed(noded: Noded, line: bytes, until: bytes) -> bytes:
     return text
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 def test_console_and_screen(node: Node, noded: Noded, version: str) -> None:
     noded.create(bootable(version, "a", vnc={}))
     noded.do("start", "a")

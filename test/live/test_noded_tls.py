@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from drover.kvm.node import Node
-from instances import bare, temporary_node
-from noded import PROGRAM, Noded
+from instances import bare
+from noded import Noded
 
 
 class Authority:
@@ -82,14 +82,13 @@ class Remote:
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Iterator[Remote]:
+def remote(node: Node, tmp_path: Path) -> Iterator[Remote]:
     """One that runs, with an instance `a`."""
-    with temporary_node() as node:
-        remote = Remote(node, tmp_path)
-        remote.local.start()
-        remote.local.create(bare("7.2", "a"))
-        yield remote
-        remote.local.end()
+    remote = Remote(node, tmp_path)
+    remote.local.start()
+    remote.local.create(bare("7.2", "a"))
+    yield remote
+    remote.local.end()
 
 
 def test_a_role_is_in_the_certificate(remote: Remote) -> None:
@@ -148,21 +147,22 @@ def test_a_new_certificate_without_a_restart(remote: Remote) -> None:
     assert remote.serial() == now
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_what_is_missing_is_named(node: Node, tmp_path: Path) -> None:
     ours = Authority(tmp_path / "ours")
     certificate, key = ours.sign("daemon", "/CN=localhost")
     files = ["--cert", str(certificate), "--key", str(key), "--ca", str(ours.certificate)]
-    for words, text in (
-        (["--listen", "127.0.0.1:8443"], "with --cert, --key and --ca"),
-        (["--listen", "8443x", *files], "a host, which may be empty, ':' and a port"),
-        (["--listen", ":8443", *files[:4], "--ca", str(key)], "--ca"),
-        (["--listen", ":8443", "--cert", str(key), *files[2:]], "--cert"),
-    ):
-        env = {"DROVER_STATE_DIR": str(tmp_path / "state"), "DROVER_RUN_DIR": str(tmp_path / "run"), "PATH": "/usr/bin"}
-        done = subprocess.run([PROGRAM, *words], env=env, capture_output=True, text=True, timeout=20, check=False)
-        assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+    daemon = Noded(node.host.paths, tmp_path / "log")
+
+    def said(*words: str) -> str:
+        done = subprocess.run(
+            [daemon.program, *words], env=daemon.env, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 1, done
+        return done.stderr
+
+    assert "with --cert, --key and --ca" in said("--listen", "127.0.0.1:8443")
+    assert "a host, which may be empty, ':' and a port" in said("--listen", "8443x", *files)
+    assert "--ca" in said("--listen", ":8443", *files[:4], "--ca", str(key))
+    assert "--cert" in said("--listen", ":8443", "--cert", str(key), *files[2:])
     key.chmod(0o644)
-    done = subprocess.run(
-        [PROGRAM, "--listen", ":8443", *files], env=env, capture_output=True, text=True, timeout=20, check=False
-    )
-    assert "chmod 600" in done.stderr
+    assert "chmod 600" in said("--listen", ":8443", *files)

@@ -173,9 +173,9 @@ def test_the_node_daemon_as_a_unit(tmp_path: Path) -> None:
         assert node.host.enter("systemd-analyze", "verify", "--man=no", unit) == ""
         node.host.enter("systemctl", "start", "drover-noded.service")  # returns when it is ready
         node.create(bare("7.2", "a"))
-        call = "from noded import *; d = Noded.__new__(Noded); d.socket = Path(sys.argv[1]); d.do('start', 'a')"
-        place = f"PYTHONPATH={TOP}/test:{TOP}/build/py"
-        node.host.enter("env", place, sys.executable, "-c", call, "/run/drover/noded.sock")
+        call = "d = Daemon(Path('/run/drover/noded.sock')); print(d.call('POST', '/v1/instances/a/start', {}))"
+        call = f"from pathlib import Path; from drover.node.client import Daemon; {call}"
+        assert "notices" in node.host.run(sys.executable, "-c", call, env=node.env)
         node.host.enter("systemctl", "restart", "drover-noded.service")
         assert "running" in node.drover("show", "a")
         node.host.enter("systemctl", "stop", "drover-noded.service")
