@@ -106,6 +106,7 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
         self._excused = 0.0  # until when what it was left to do may be why the agent does not answer
 
     async def call(self, command: str, arguments: Arguments | None = None, timeout: Timeout = DEFAULT) -> Any:
+        """Have the agent run a command, and return what it answers; one that is silent is :class:`AgentSlow`."""
         usual = agent_timeout(command, self._face.timeout)
         limit = usual if timeout is DEFAULT else timeout
         link, start = self.link, self.now()

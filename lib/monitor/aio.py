@@ -167,6 +167,7 @@ class AsyncWaits(Waits):
             raise
 
     async def shield(self, flow: Coroutine[Any, Any, T]) -> T:
+        """Run a flow to its end, also when the caller is cancelled meanwhile; the cancel takes hold after it."""
         task = asyncio.ensure_future(flow)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():

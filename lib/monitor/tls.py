@@ -109,6 +109,7 @@ class TlsWire(Wire):
         raise ArgumentError("fd", "TLS", "descriptors go only over a unix socket without TLS")
 
     def send(self, data: bytes, fd: int | None = None) -> int:
+        """Encrypt and send; how many bytes were taken, 0 when the socket takes none now."""
         if fd is not None:
             self.check_descriptors()
         with self._lock:
@@ -124,6 +125,7 @@ class TlsWire(Wire):
             return count - 1
 
     def receive(self) -> bytes | None:
+        """Read what is there, decrypted: None if nothing is, ``b""`` at the end of the stream."""
         with self._lock:
             if self._ended:
                 return b""

@@ -175,6 +175,10 @@ class _Tail:
         self._cut: Stream | None = None
 
     async def follow(self, program: "_Program", timeout: float | None) -> ExecResult:
+        """Pass on what a program prints until it has ended, and how it did.
+
+        :param timeout: seconds for all of it
+        """
         deadline = None if timeout is None else self._port.now() + timeout
         pause = FIRST_POLL
         while True:

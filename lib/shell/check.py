@@ -81,6 +81,7 @@ class _Checker:
         self._command = command
 
     def object(self, kind: Entity, value: Mapping[str, Any], path: Path, is_open: bool = False) -> dict[str, Any]:
+        """The members of an object as the schema wants them; each that is wrong is told with its place."""
         # the member that chooses the branch counts as the text that it will be
         known = {name: str(item) if isinstance(item, Word) else item for name, item in value.items()}
         members = self._schema.members_of(kind, known)

@@ -129,6 +129,7 @@ class HmpTalker(Talker):
         return f"{super().help_text(about)}\n{more}"
 
     async def run(self, text: str) -> None:
+        """Have the monitor run a line, or do what is ours if it begins with a slash."""
         check_text(text)
         line = text.strip()
         if line.startswith("/"):

@@ -100,6 +100,7 @@ class QgaTalker(LineTalker):
         return "\n".join([about, *(f"  {name}={_note(kind)}" for name, kind in known.items())])
 
     async def run(self, text: str) -> None:
+        """Have the agent run a line, checked before it is sent, or do what is ours."""
         line = parse(text)
         if isinstance(line, Own):
             await self.run_own(line)
@@ -115,6 +116,7 @@ class QgaTalker(LineTalker):
             self.view.reply(reply)
 
     async def candidates(self, text: str) -> list[Candidate]:
+        """What may stand at the end of a line that is being typed."""
         spot = find_spot(text)
         if spot is None:
             return []

@@ -67,6 +67,7 @@ class QmpTalker(LineTalker):
         return tapped(self._vm)
 
     async def run(self, text: str) -> None:
+        """Have the machine run a line, checked before it is sent, or do what is ours."""
         line = parse(text)
         if isinstance(line, Own):
             await self.run_own(line)

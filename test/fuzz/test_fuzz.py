@@ -12,7 +12,9 @@ MINUTE = 60
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_known_inputs(name: str) -> None:
-    for _, data in inputs(name):
+    known = list(inputs(name))
+    assert known, "no corpus: what fuzzing once found would not be tried again"
+    for _, data in known:
         one_input(TARGETS[name], data)
 
 

@@ -103,6 +103,7 @@ def require(
     """Let a method be called in `required_state` only; otherwise it raises :class:`StateError`."""
 
     def decorate(method: Callable[Concatenate[Self_, P], T]) -> Callable[Concatenate[Self_, P], T]:
+        """The method, guarded."""
         if inspect.iscoroutinefunction(method):
 
             @wraps(method)

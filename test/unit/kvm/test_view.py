@@ -88,6 +88,11 @@ def test_an_emulator_beside_what_is_none_of_its_business(emulator: str) -> None:
     assert (caught.value.field, caught.value.value) == ("emulator", emulator)
 
 
+def running(of: Spec) -> Runtime:
+    """A machine whose process is this one."""
+    return Runtime(generation=1, boot_id="", spec=of, pid=os.getpid())
+
+
 @pytest.mark.parametrize(
     ("field", "device", "named", "value"),
     [
@@ -101,16 +106,7 @@ def test_an_emulator_beside_what_is_none_of_its_business(emulator: str) -> None:
 def test_what_is_not_there_cannot_be_plugged_in(field: str, device: dict[str, Any], named: str, value: str) -> None:
     """This process sees all of the host, but these are not there at all, or not on this kind of machine."""
     plugged = getattr(spec(**{field: [device]}), field)[0]
-    runtime = Runtime(
-        generation=1,
-        boot_id="",
-        spec=spec(),
-        emulator="",
-        version=(7, 2, 0),
-        machine="",
-        accelerator="",
-        pid=os.getpid(),
-    )
+    runtime = running(spec())
     with pytest.raises(ArgumentError, match=r"chroot without .*: that has to be in chroot_paths") as caught:
         check_visible(runtime, plugged)
     assert caught.value.field == named
@@ -120,16 +116,7 @@ def test_what_is_not_there_cannot_be_plugged_in(field: str, device: dict[str, An
 
 def test_what_is_there_can_be_plugged_in(tmp_path: Path) -> None:
     (tmp_path / "nbd").touch()
-    runtime = Runtime(
-        generation=1,
-        boot_id="",
-        spec=spec(),
-        emulator="",
-        version=(7, 2, 0),
-        machine="",
-        accelerator="",
-        pid=os.getpid(),
-    )
+    runtime = running(spec())
     fields = {
         "disks": [{"source": f"nbd+unix:///x?socket={tmp_path}/nbd", "format": "raw"}],
         "usb": [{"type": "mouse"}],
