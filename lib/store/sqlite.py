@@ -43,17 +43,17 @@ _PUT: Final = (
     "INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
     "SET revision = excluded.revision, value = excluded.value"
 )
-# Below a prefix: after 127 there is no ASCII, of which all keys are.
-_COUNT: Final = "SELECT count(*) FROM records WHERE key >= ?1 AND key < ?1 || char(127)"
+# After 127 there is no ASCII, of which all keys are.
+_BELOW: Final = "key >= :prefix AND key < :prefix || char(127)"
+_COUNT: Final = f"SELECT count(*) FROM records WHERE {_BELOW}"
 _RANGE: Final = (
-    "SELECT key, value, revision FROM records "
-    "WHERE key >= ?1 AND key < ?1 || char(127) AND (?2 = '' OR key < ?2) ORDER BY key {} LIMIT ?3"
+    f"SELECT key, value, revision FROM records WHERE {_BELOW} AND (:before = '' OR key < :before) "
+    "ORDER BY key {} LIMIT :most"
 )
 _FIRST, _LAST = _RANGE.format("ASC"), _RANGE.format("DESC")
 _CHANGES: Final = (
-    "SELECT key, revision, value FROM records WHERE revision > ?2 AND key >= ?1 AND key < ?1 || char(127) UNION ALL "
-    "SELECT key, revision, NULL FROM removals WHERE revision > ?2 AND key >= ?1 AND key < ?1 || char(127) "
-    "ORDER BY revision LIMIT ?3"
+    f"SELECT key, revision, value FROM records WHERE revision > :after AND {_BELOW} UNION ALL "
+    f"SELECT key, revision, NULL FROM removals WHERE revision > :after AND {_BELOW} ORDER BY revision LIMIT :most"
 )
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -102,12 +102,12 @@ class SqliteStore(Store):
     ) -> list[tuple[str, Record]]:
         check_prefix(prefix)
         query, most = _LAST if last_first else _FIRST, -1 if limit is None else limit
-        rows = self._read(lambda db: db.execute(query, (prefix, before, most)).fetchall())
+        rows = self._read(lambda db: db.execute(query, {"prefix": prefix, "before": before, "most": most}).fetchall())
         return [(key, Record(value, revision)) for key, value, revision in rows]
 
     def count(self, prefix: str) -> int:
         check_prefix(prefix)
-        return int(self._read(lambda db: db.execute(_COUNT, (prefix,)).fetchone()[0]))
+        return int(self._read(lambda db: db.execute(_COUNT, {"prefix": prefix}).fetchone()[0]))
 
     def txn(self, changes: Mapping[str, bytes | None], *, expect: Mapping[str, int] | None = None) -> int:
         expect = expect or {}
@@ -137,7 +137,7 @@ class SqliteStore(Store):
 
         def look(db: sqlite3.Connection) -> tuple[int, int, list[Any]]:
             return *db.execute("SELECT revision, known_after FROM state").fetchone(), db.execute(
-                _CHANGES, (prefix, after, _BATCH)
+                _CHANGES, {"prefix": prefix, "after": after, "most": _BATCH}
             ).fetchall()
 
         now, known_after, rows = self._read(look)
