@@ -16,6 +16,7 @@ from typing import Final, Literal
 from msgspec import DecodeError, Struct, json
 
 from ..errors import ArgumentError, BinaryError, BinarySlow, ConnectionClosed, MonitorTimeout, NotSupported
+from ..qmp.ready import ready
 from .binary import Binary
 from .cache import alone, cache_file, replace
 from .proof import EXIT_PORT, FAILURES, PROVEN, TRACE_PORT, firmware, stage
@@ -225,3 +226,6 @@ def _memory(data: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+ready(_Document)

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import RecordError
+from ..qmp.ready import ready
 from .record import replace, sync_folder
 
 PREFIX: Final = ".new-"
@@ -143,3 +144,6 @@ def _stat(path: str) -> os.stat_result | None:
         if error.errno in _NOT_THERE:
             return None
         raise
+
+
+ready(NewFile)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec import DecodeError, Raw, Struct, convert, json
 
 from ..errors import ArgumentError, BinaryError
+from ..qmp.ready import ready
 from ..qmp.schema import Schema
 from .cache import alone, cache_file, replace
 from .trial import Trial
@@ -251,3 +252,6 @@ def _depends_on(pid: int, path: Path) -> Iterable[str]:
     mapped = {line.split(maxsplit=5)[5] for line in maps.splitlines() if line.endswith(".so")}
     folders = {os.path.dirname(file) for file in mapped if not os.path.basename(file).startswith("lib")}
     return [*([program] if program != os.fspath(path) else []), *sorted(folders)]
+
+
+ready(Binary, _Document, _Head)

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import DecodeError, Struct, ValidationError, json
 
 from ..errors import NotSupported
+from ..qmp.ready import ready
 from .spec import FirmwareSpec
 
 FOLDERS: Final = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
@@ -103,3 +104,6 @@ def _descriptions(folders: Sequence[Path]) -> Iterator[_Description]:
             yield json.decode(path.read_bytes(), type=_Description)
         except (OSError, DecodeError, ValidationError):
             continue  # an empty file in /etc takes one out, and those of newer kinds are not for us
+
+
+ready(_Description)

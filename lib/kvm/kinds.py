@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 from ..errors import CommandError, DroverError, NotSupported
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
+from ..qmp.ready import ready
 from . import net
 from .argv.board import memory_backend
 from .argv.devices import USB_DRIVERS, usb_host
@@ -348,3 +349,6 @@ def _place(vm: QmpConnection, id: str) -> tuple[str, str]:
     path = f"{_PERIPHERAL}/{id}"
     bus, addr = vm.execute_many([("qom-get", {"path": path, "property": name}) for name in ("parent_bus", "addr")])
     return str(bus).rpartition("/")[2], f"{int(addr) >> 3:x}.0"
+
+
+ready(Memory, Cpu)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ..errors import RecordError
+from ..qmp.ready import ready
 from .spec import Spec
 
 SCHEMA: Final = 1
@@ -209,3 +210,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+ready(Document, _Version)

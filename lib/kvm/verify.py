@@ -14,6 +14,7 @@ from ..errors import MonitorError, NetworkError
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
 from ..ops.storage import own_nodes
+from ..qmp.ready import ready
 from . import net, netlink, ovs, seen
 from .argv.board import MONITORS
 from .argv.devices import USB_DRIVERS
@@ -357,3 +358,6 @@ def _leftovers(runtime: Runtime, machine: Machine, body: Body) -> Iterator[Fact]
     found = leftovers(runtime, machine, body)
     for what, (about, owner) in found.items():
         yield Fact(what=f"leftover {what}", record=NONE, qemu=about, differs=True, remedy=REMOVE if owner else "")
+
+
+ready(Report)

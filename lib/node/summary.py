@@ -4,6 +4,7 @@ from msgspec import Struct, structs
 
 from ..kvm.record import Document, Restart, Stop
 from ..kvm.state import State
+from ..qmp.ready import ready
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -75,3 +76,6 @@ def summarised(name: str, document: Document, state: State, since: float, detail
 def unreadable(name: str, why: str, since: float) -> Summary:
     """The row of an instance of which nobody can tell how it is."""
     return Summary(name=name, uuid="", state=State.UNKNOWN, since=since, detail=why)
+
+
+ready(Summary)

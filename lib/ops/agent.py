@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from ..errors import AgentError, AgentNotThere, AgentSlow, ArgumentError, ConnectionClosed, MonitorTimeout
 from ..qmp.agent import SYNC
+from ..qmp.ready import ready
 from .agent_port import SYNC_TIMEOUT, AgentInfo, AgentPort
 from .port import DEFAULT, Timeout
 
@@ -384,3 +385,7 @@ def _lines(field: str, values: Sequence[str]) -> list[str]:
 def _one_of(field: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ArgumentError(field, value, f"one of {', '.join(allowed)}")
+
+
+ready(OsInfo, Timezone, User, Vcpu, MemoryBlock, NetworkInterface, Filesystem, Disk)
+ready(_HostName, _BlockInfo, _Trim, _Keys)

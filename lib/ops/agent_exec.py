@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from ..errors import AgentError, ArgumentError, DroverError, MonitorTimeout
+from ..qmp.ready import ready
 from .agent_file import CHUNK, decoded, encoded, opened, read_piece
 from .agent_port import AgentPort
 
@@ -339,3 +340,6 @@ def _check(args: Sequence[str], env: Mapping[str, str] | None, input: bytes | No
             raise ArgumentError("env", name, "names without =")
     if input is not None and len(input) > INPUT_LIMIT:
         raise ArgumentError("input", f"{len(input)} bytes", f"up to {INPUT_LIMIT} bytes; more goes by a file")
+
+
+ready(_Started, _Status)

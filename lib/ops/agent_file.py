@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Final
 from msgspec import Struct
 
 from ..errors import AgentError, ArgumentError, DroverError
+from ..qmp.ready import ready
 from .agent_port import AgentPort
 
 # Bytes in one command. The agent reads its channel by 4 KiB, and builds each message in memory several times.
@@ -179,3 +180,6 @@ def decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise AgentError(f"the agent sent what is not base64: {error}") from error
+
+
+ready(_Piece, _Written)

@@ -15,6 +15,7 @@ from ..errors import (
     ProtocolError,
 )
 from ..qmp.framing import excerpt
+from ..qmp.ready import ready
 from .port import DEFAULT, Arguments, Timeout
 
 T = TypeVar("T")
@@ -195,3 +196,6 @@ class AgentPort(ABC):
     @abstractmethod
     def later(self, seconds: float, flow: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         """Run `flow` by itself after `seconds`, unless the function that is returned is called before."""
+
+
+ready(AgentInfo, AgentCommand)

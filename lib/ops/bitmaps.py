@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct, convert
 
+from ..qmp.ready import ready
 from . import actions
 from .actions import Action, BitmapSource
 from .inventory import query_block_nodes
@@ -106,3 +107,6 @@ async def bitmap_merge(port: Port, node: str, target: str, sources: Collection[B
 
 async def _run(port: Port, action: Action) -> None:
     await port.execute(action.type, action.data)
+
+
+ready(Bitmap)

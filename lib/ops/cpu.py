@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, HotplugError, NoFreeSlot, NotSupported
+from ..qmp.ready import ready
 from .inventory import PERIPHERAL, has_device, query_kvm
 from .nic import check_id
 from .port import Port
@@ -115,3 +116,6 @@ async def hot_remove_cpu(port: Port, id: str, *, timeout: float = UNPLUG_TIMEOUT
             if port.now() >= deadline:
                 raise HotplugError(id, "the guest has let go of it, and QEMU still has it")
             await port.sleep(_GONE_POLL)
+
+
+ready(CpuSlot)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, NotSupported, ProtocolError
+from ..qmp.ready import ready
 from ..qmp.redact import HIDDEN
 from .fdset import Held, add_fd
 from .image import check_choice
@@ -268,3 +269,6 @@ def _replace(path: str, data: bytes) -> None:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
+
+
+ready(SpiceInfo, VncServer)

@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, CommandError, MonitorTimeout, NotSupported
+from ..qmp.ready import ready
 from . import image
 from .actions import given
 from .port import Port
@@ -172,3 +173,6 @@ async def _exists(port: Port, id: str) -> bool:
 async def _require(port: Port, command: str, argument: str, arguments: dict[str, Any]) -> None:
     if argument in arguments and not (await port.schema()).has_argument(command, argument):
         raise NotSupported(f"{command} with {argument}", "QEMU 10.0 or later")
+
+
+ready(BlockExport)

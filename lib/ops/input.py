@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError
+from ..qmp.ready import ready
 from .image import check_choice
 from .port import Port
 
@@ -178,3 +179,6 @@ async def mouse_scroll(port: Port, steps: int) -> None:
 
 def _button(button: str, down: bool) -> dict[str, Any]:
     return {"type": "btn", "data": {"button": button, "down": down}}
+
+
+ready(Mouse)

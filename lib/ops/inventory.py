@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from msgspec import Struct, convert
 
+from ..qmp.ready import ready
 from .port import Port
 
 # Where QOM keeps devices that were given an id.
@@ -138,3 +139,6 @@ async def query_devices(port: Port) -> dict[str, str]:
 async def has_device(port: Port, device: str) -> bool:
     """Return whether there is a device of this id, on whatever bus."""
     return device in await query_devices(port)
+
+
+ready(Chardev, CpuInfo, IoThread, Kvm, MemoryInfo)

@@ -23,6 +23,7 @@ from msgspec import Struct, convert, field
 
 from ..errors import ArgumentError, CommandError, DroverError, JobCancelled, JobError, JobFailed, MonitorTimeout
 from ..qmp.messages import Event
+from ..qmp.ready import ready
 from .image import check_choice
 from .port import DEFAULT, Port, Timeout
 
@@ -410,3 +411,6 @@ async def _last(
         except MonitorTimeout:
             return found
         since = found.number
+
+
+ready(BlockJob, Job)

@@ -6,6 +6,7 @@ from msgspec import Struct, convert
 
 from ..errors import ArgumentError, CommandError, HotplugError, MonitorTimeout, NoFreeSlot, NotSupported
 from ..qmp.messages import Event
+from ..qmp.ready import ready
 from .image import check_choice
 from .inventory import PERIPHERAL, query_memory_devices
 from .nic import check_id
@@ -239,3 +240,6 @@ async def hot_remove_virtio_mem(port: Port, id: str, *, timeout: float = UNPLUG_
     if device.size:
         raise HotplugError(id, f"the guest still has {device.size} bytes of it: resize_virtio_mem to 0 first")
     await _remove(port, id, timeout)
+
+
+ready(MemoryDevice)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, MigrationCancelled, MigrationError, MigrationFailed, MonitorTimeout
+from ..qmp.ready import ready
 from .migration_settings import get_migration_capabilities
 from .port import Port
 from .power import Status, query_status
@@ -262,3 +263,6 @@ async def migrate_cancel(port: Port, *, timeout: float = CANCEL_TIMEOUT) -> Migr
         return info
     await port.execute("migrate_cancel")
     return await _watch(port, lambda info: info.status in ENDED, None, timeout, POLL)
+
+
+ready(MigrationInfo)

@@ -5,6 +5,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ConnectionClosed, MonitorTimeout
+from ..qmp.ready import ready
 from .port import Port
 
 # How long a machine may take to end after `quit`: it flushes its disks before.
@@ -95,3 +96,6 @@ async def query_version(port: Port) -> dict[str, Any]:
     """Return QEMU's version as it tells it: ``{"qemu": {...}, "package": ...}`` (``query-version``)."""
     version: dict[str, Any] = await port.execute("query-version")
     return version
+
+
+ready(Status)

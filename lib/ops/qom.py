@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, CommandError
+from ..qmp.ready import ready
 from ..qmp.redact import HIDDEN
 from .nic import check_id
 from .port import Port
@@ -218,3 +219,6 @@ async def object_del(port: Port, id: str) -> None:
     :raises CommandError: there is none, or it is in use
     """
     await port.execute("object-del", {"id": id})
+
+
+ready(Property, TypeInfo)

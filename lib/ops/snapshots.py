@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 
 from ..errors import ArgumentError, MonitorTimeout, NotSupported
+from ..qmp.ready import ready
 from . import actions, image
 from .actions import Action, check_known, job_name
 from .blockjobs import blockdev_create
@@ -304,3 +305,6 @@ def _check_tag(tag: str) -> str:
     if not 0 < len(tag.encode()) <= _TAG_LENGTH:
         raise ArgumentError("tag", tag, f"1 to {_TAG_LENGTH} bytes")
     return tag
+
+
+ready(SnapshotInfo)

@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct, convert, to_builtins
 
 from ..errors import ArgumentError
+from ..qmp.ready import ready
 from .inventory import PERIPHERAL, query_block
 from .nic import check_id
 from .port import Port
@@ -176,3 +177,6 @@ async def _find(port: Port, id: str) -> dict[str, Any]:
         if name in (id, f"{PERIPHERAL}/{id}", f"{PERIPHERAL}/{id}/virtio-backend"):
             return entry
     raise ArgumentError("id", id, "the id of a disk that is plugged")
+
+
+ready(Limits)

@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import JobWrongState
+from ..qmp.ready import ready
 from .progress import Progress
 from .runner import Runner
 
@@ -141,3 +142,6 @@ def with_step(job: Job, name: str, at: float) -> Job:
     steps = (*job.steps, Step(name, at))
     dropped = max(0, len(steps) - MAX_STEPS)
     return replace(job, steps=steps[dropped:], steps_dropped=job.steps_dropped + dropped)
+
+
+ready(Job)

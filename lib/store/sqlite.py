@@ -43,17 +43,20 @@ _PUT: Final = (
     "INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
     "SET revision = excluded.revision, value = excluded.value"
 )
-# After 127 there is no ASCII, of which all keys are.
-_BELOW: Final = "key >= :prefix AND key < :prefix || char(127)"
-_COUNT: Final = f"SELECT count(*) FROM records WHERE {_BELOW}"
+# Below a prefix: after 127 there is no ASCII, of which all keys are.
+_COUNT: Final = "SELECT count(*) FROM records WHERE key >= :prefix AND key < :prefix || char(127)"
 _RANGE: Final = (
-    f"SELECT key, value, revision FROM records WHERE {_BELOW} AND (:before = '' OR key < :before) "
+    "SELECT key, value, revision FROM records "
+    "WHERE key >= :prefix AND key < :prefix || char(127) AND (:before = '' OR key < :before) "
     "ORDER BY key {} LIMIT :most"
 )
 _FIRST, _LAST = _RANGE.format("ASC"), _RANGE.format("DESC")
 _CHANGES: Final = (
-    f"SELECT key, revision, value FROM records WHERE revision > :after AND {_BELOW} UNION ALL "
-    f"SELECT key, revision, NULL FROM removals WHERE revision > :after AND {_BELOW} ORDER BY revision LIMIT :most"
+    "SELECT key, revision, value FROM records "
+    "WHERE revision > :after AND key >= :prefix AND key < :prefix || char(127) UNION ALL "
+    "SELECT key, revision, NULL FROM removals "
+    "WHERE revision > :after AND key >= :prefix AND key < :prefix || char(127) "
+    "ORDER BY revision LIMIT :most"
 )
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from msgspec import ValidationError, convert
 
+from ..ready import ready
 from .base import EventData, Known, Version
 from .block import BLOCK_EVENTS
 from .device import DEVICE_EVENTS
@@ -35,6 +36,7 @@ EVENTS: Final[Mapping[str, Known]] = {
     **MIGRATION_EVENTS,
     **DISPLAY_EVENTS,
 }
+ready(*(known.type for known in EVENTS.values()))
 
 
 def typed_data(name: str, data: dict[str, Any]) -> EventData | dict[str, Any]:
