@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from inspect import signature
 from typing import Any, Final
 
-from msgspec import Struct, structs, to_builtins
+from msgspec import UNSET, Struct, to_builtins
 
-from ..errors import ArgumentError, WrongState
+from ..errors import Problem, SpecError, WrongState
 from ..kvm.instance import ANSWER_TIMEOUT, Instance
 from ..kvm.node import Node
 from ..kvm.record import load
@@ -72,19 +73,15 @@ def _clone(node: Node, name: str, params: p.Clone) -> Any:
     return {"name": params.to, "notices": list(cloned.notices)}
 
 
-def known(kind: type[Struct], fields: Mapping[str, Any], above: str = "", but: str = "") -> Mapping[str, Any]:
-    """Fields that a device has, as they are.
-
-    The verbs take them as arguments by name, and have others of their own, such as descriptors of this process.
+def free(verb: Callable[..., Any], fields: Mapping[str, Any], above: str = "") -> Mapping[str, Any]:
+    """Fields that a verb takes as arguments by name, as they are; what is wrong with them it says itself.
 
     :param above: the name of the field that they are in, with a dot
-    :param but: a field that is not to be among them
-    :raises ArgumentError: one is no field of the device
+    :raises SpecError: one is called as an argument of the verb's own, such as descriptors of this process
     """
-    names = [field.name for field in structs.fields(kind) if field.name != but]
-    for name, value in fields.items():
-        if name not in names:
-            raise ArgumentError(f"{above}{name}", value, f"a field of {kind.__name__}: {', '.join(names)}")
+    own = [each.name for each in signature(verb).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    if wrong := [Problem(f"{above}{name}", UNSET, "there is no such field") for name in fields if name in own]:
+        raise SpecError(wrong)
     return fields
 
 
@@ -120,21 +117,22 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("resume", p.Nothing, lambda vm, it: vm.resume(), "Let the guest run on."),
     ("mend", p.Nothing, lambda vm, it: {"notices": vm.mend()}, "Complete or undo what was left unfinished."),
     ("repair", p.Nothing, lambda vm, it: {"notices": vm.repair()}, "Bring together what verify finds apart."),
-    ("add-disk", None, lambda vm, it: vm.add_disk(**it), "Plug a disk in."),
+    ("add-disk", None, lambda vm, it: vm.add_disk(**free(Instance.add_disk, it)), "Plug a disk in."),
     ("remove-disk", p.Unplug, lambda vm, it: vm.remove_disk(it.id, timeout=it.timeout), "Take a disk out."),
     ("resize-disk", p.Resize, lambda vm, it: {"size": vm.resize_disk(it.id, it.size, shrink=it.shrink)},
      "Make a disk larger."),
-    ("set-throttle", p.Throttle, lambda vm, it: vm.set_throttle(it.id, **structs.asdict(it.limits)), "Limit a disk."),
+    ("set-throttle", p.Throttle,
+     lambda vm, it: vm.set_throttle(it.id, **free(Instance.set_throttle, it.limits, "limits.")), "Limit a disk."),
     ("change-medium", p.Medium, lambda vm, it: vm.change_medium(it.id, it.source, format=it.format, force=it.force),
      "Put a medium into a CD drive, or take it out."),
-    ("add-nic", None, lambda vm, it: vm.add_nic(**it), "Plug a network card in."),
+    ("add-nic", None, lambda vm, it: vm.add_nic(**free(Instance.add_nic, it)), "Plug a network card in."),
     ("remove-nic", p.Unplug, lambda vm, it: vm.remove_nic(it.id, timeout=it.timeout), "Take a network card out."),
-    ("change-nic", p.Change, lambda vm, it: vm.change_nic(it.id, **known(Nic, it.fields, "fields.", "id")),
+    ("change-nic", p.Change, lambda vm, it: vm.change_nic(it.id, **free(Instance.change_nic, it.fields, "fields.")),
      "Connect a card to something else."),
     ("set-link", p.Link, lambda vm, it: vm.set_link(it.id, up=it.up), "Plug the cable of a card in or out."),
-    ("add-usb", None, lambda vm, it: vm.add_usb(**it), "Plug a USB device in."),
+    ("add-usb", None, lambda vm, it: vm.add_usb(**free(Instance.add_usb, it)), "Plug a USB device in."),
     ("remove-usb", p.Unplug, lambda vm, it: vm.remove_usb(it.id, timeout=it.timeout), "Take a USB device out."),
-    ("add-vfio", None, lambda vm, it: vm.add_vfio(**it), "Give it a PCI device of the host."),
+    ("add-vfio", None, lambda vm, it: vm.add_vfio(**free(Instance.add_vfio, it)), "Give it a PCI device of the host."),
     ("remove-vfio", p.Unplug, lambda vm, it: vm.remove_vfio(it.id, timeout=it.timeout), "Take it back."),
     ("set-vcpus", p.Vcpus, lambda vm, it: {"count": vm.set_vcpus(**_fields(it))}, "Plug vCPUs in or out."),
     ("add-memory", p.AddMemory, lambda vm, it: vm.add_memory(it.size, type=it.type), "Plug memory in."),

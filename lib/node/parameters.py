@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ..kvm.spec import Throttle as Limits
 from ..kvm.spec.types import Size
 
 Seconds = Annotated[float, Meta(ge=0, le=86400, description="seconds")]
@@ -79,7 +78,7 @@ class Throttle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     id: str
-    limits: Limits = Limits()
+    limits: dict[str, int] = {}
 
 
 class Medium(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

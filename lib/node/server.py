@@ -21,7 +21,7 @@ from .feed import Feed
 from .metrics import CONTENT_TYPE as CONTENT_TYPE_METRICS
 from .metrics import Metrics
 from .model import Model
-from .operations import ACTS, CREATE, DELETE, Operation, known
+from .operations import ACTS, CREATE, DELETE, Operation
 from .problems import CONTENT_TYPE, Refused, code_of, problem
 from .screens import Screens
 from .work import Worker
@@ -154,7 +154,7 @@ def parameters(operation: Operation, document: Any) -> Any:
     if operation.takes is None:
         if not isinstance(document, Mapping):
             raise Refused(422, "argument-error", "the body has to be a JSON object")
-        return document if operation.document is None else known(operation.document, document)
+        return document
     reader = Reader()
     params = reader.struct(operation.takes, document)
     if reader.problems:

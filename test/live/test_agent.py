@@ -546,7 +546,7 @@ def test_half_a_reply(agent: Face) -> None:
     """It is killed while it sends a long one."""
     # a guest on a busy host may need long to send the first of it
     if not any(killed_in_the_middle(agent, timeout) for timeout in (8, 30, 90)):
-        pytest.fail("the agent has sent nothing of its reply")
+        pytest.fail("the agent has sent nothing of its reply, or all of it, each time")
     agent("sync", timeout=60)
     assert agent("hostname") == "(none)"
 
@@ -567,13 +567,15 @@ def killed_in_the_middle(agent: Face, timeout: float) -> bool:
     handle = agent("execute", "guest-file-open", {"path": "/dev/zero"})
     killer = threading.Thread(target=kill)
     killer.start()
+    cut = False
     try:
-        with pytest.raises(AgentSlow):
-            agent("execute", "guest-file-read", {"handle": handle, "count": 10 << 20}, timeout=timeout)
+        agent("execute", "guest-file-read", {"handle": handle, "count": 10 << 20}, timeout=timeout)
+    except AgentSlow:
+        cut = True  # or, on a busy host, all of it came before we had killed anybody
     finally:
         over.set()
         killer.join()
-    return killed.is_set()
+    return cut and killed.is_set()
 
 
 def test_what_was_not_read_goes_with_the_connection(agent: Face) -> None:

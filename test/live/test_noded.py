@@ -245,6 +245,16 @@ def test_what_is_wrong_is_told(noded: Noded) -> None:
         found, told = noded.call(method, path, body)
         assert (found, told["code"]) == (status, code), (path, told)
         assert told["detail"]
+    noded.do("start", "web1")
+    for verb, body, field in (
+        ("add-nic", {"mode": "user", "fds": [3]}, "fds"),
+        ("add-disk", {"self": 1}, "self"),
+        ("add-nic", {"mod": "user"}, "nics[0].mod"),
+        ("change-nic", {"id": "n", "fields": {"fds": [3]}}, "fields.fds"),
+        ("set-throttle", {"id": "d", "limits": {"id": 1}}, "limits.id"),
+    ):
+        status, told = noded.call("POST", f"/v1/instances/web1/{verb}", body)
+        assert (status, told["errors"][0]["field"]) == (422, field), told
     for text in (b"{", b"\xff", b"[" * 100_000):
         assert noded.call("POST", "/v1/instances", data=text)[1]["code"] == "bad-json"
     assert noded.call("POST", "/v1/instances", data=b" " * (1 << 21))[0] == 413
