@@ -12,8 +12,10 @@ LIB = TOP / "lib"
 RUNTIME = [
     "msgspec>=0.19,<1",
     "bitarray>=3,<4",
+    "cryptography>=44,<52",
     "click>=8.1,<9",
     "rich>=13.7,<16",
+    "PyYAML>=6,<7",
     "prompt_toolkit>=3.0.48,<4",
     "pygments>=2.18,<3",
     "pyroute2>=0.9.2,<0.10",
@@ -36,6 +38,7 @@ TEST = [
     "ruff>=0.17.5,<0.18",
     "mypy>=2.4,<2.5",
 ]
+TOP_TABLE = ["textual>=8,<9"]
 BENCH = ["qemu.qmp>=0.0.6,<0.1", "avocado-framework-plugin-vt>=113,<114"]
 # The launchers of `make install` are their like: daemons/*.in
 PROGRAMS = [
@@ -87,7 +90,7 @@ setup(
     packages=list(packages()),
     package_data=data_files(),
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "bench": BENCH},
+    extras_require={"test": [*TEST, *TOP_TABLE], "bench": BENCH, "top": TOP_TABLE},
     entry_points={"console_scripts": PROGRAMS},
     zip_safe=False,
 )

@@ -4,12 +4,14 @@
     doc/draw.py --check   only says which ones are out of date, or name what is not there, and fails
 """
 
+import ast
 import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from drover.kvm.spec import Secret  # noqa: E402
 from drover.kvm.spec import devices as spec_devices  # noqa: E402
 from drover.kvm.spec import model as spec_model  # noqa: E402
 from drover.kvm.spec.reader import describe  # noqa: E402
+from drover.migration import arrival, machine  # noqa: E402
+from drover.migration import combinations as together  # noqa: E402
+from drover.migration import states as migration_states  # noqa: E402
+from drover.migration.states import STEP, Step  # noqa: E402
 from drover.ops.migration_settings import CAPABILITIES, PARAMETERS, Setting  # noqa: E402
 from drover.ops.slots import BRIDGES, BusKind  # noqa: E402
 from drover.qmp import agent, session  # noqa: E402
@@ -33,7 +39,7 @@ from drover.qmp.event_types.display import DISPLAY_EVENTS  # noqa: E402
 from drover.qmp.event_types.machine import MACHINE_EVENTS  # noqa: E402
 from drover.qmp.event_types.migration import MIGRATION_EVENTS  # noqa: E402
 from drover.qmp.timeouts import COMMAND_TIMEOUTS, DEFAULT_TIMEOUT  # noqa: E402
-from drover.store import job  # noqa: E402
+from drover.store import job, owner  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- draw: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -47,16 +53,148 @@ def states(kind: type[Enum], moves: Mapping[Any, Collection[Any]]) -> str:
     return "\n".join([*lines, "```"])
 
 
+def steps() -> str:
+    """The steps of a migration, and how one leads to another."""
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> plan"]
+    ways = {(STEP[state], STEP[to]): None for state, rows in machine.MOVES.items() for _, to in rows}
+    ways |= {(Step.RECOVER, STEP[to]): None for _, to in machine.JUDGE}
+    order = list(Step)
+    for here, there in sorted(ways, key=lambda way: (order.index(way[0]), order.index(way[1]))):
+        if here is not there:
+            lines.append(f"    {here} --> {'[*]' if there is Step.END else there}")
+    return "\n".join([*lines, "```"])
+
+
+def moves(table: Mapping[Any, Collection[tuple[Callable[..., bool], Any]]], module: Any, cls: type[Enum]) -> str:
+    """Every state of a machine, what it waits for, and in which order what leads where."""
+    means = attribute_docs(module, cls)
+    lines = ["| state | what it waits for | what is looked at, in this order, and where it leads |", "|---|---|---|"]
+    for state, rows in table.items():
+        ways = [f"{fact.__name__.replace('_', ' ')} → **{to}**" for fact, to in rows]
+        lines.append(f"| **{state}** | {means.get(state.name, 'the end')} | {'<br>'.join(ways)} |")
+    return "\n".join(lines)
+
+
+def judged() -> str:
+    """Where it goes on from, when nothing is known but what the record and both sides say."""
+    lines = ["| what they say, in this order | it goes on with |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {fact.__name__.replace('_', ' ')} | **{to}** |" for fact, to in machine.JUDGE)])
+
+
+TRIED = {"7": (7, 2), "10": (10, 0)}
+
+
+def features_together() -> str:
+    """What a migration may do, and from which QEMU on."""
+    lines = ["| | feature | side | QEMU |", "|---|---|---|---|"]
+    for number, (feature, sets) in enumerate(together.FEATURES.items(), 1):
+        lines.append(f"| {number} | `{feature}` | {side_of(sets.setting)} | {versions_of(sets.setting)} |")
+    return "\n".join(lines)
+
+
+def refused_together() -> str:
+    """Each row of the table of combinations."""
+    lines = ["| what | over | why not | what to do | 7.2 | 10.0 |", "|---|---|---|---|---|---|"]
+    for row in together.ROWS:
+        what = " with ".join(f"`{feature}`" for feature in sorted(row.on)) or "any"
+        what += "".join(f", without `{feature}`" for feature in row.off)
+        what += f", without {row.unless}" if row.unless else ""
+        what += "{} {}.{} or before".format(", " + SIDES[row.side], *row.until) if row.until else ""
+        over = "all" if len(row.over) == len(together.Transport) else ", ".join(map(str, sorted(row.over)))
+        known = [row.known_of(version, version) if applies(row, version) else "" for version in TRIED.values()]
+        lines.append(f"| {what} | {over} | {row.why} | {row.do} | {' | '.join(known)} |")
+    return "\n".join(lines)
+
+
+SIDES = {together.Side.BOTH: "either side", together.Side.TARGET: "target"}
+
+
+def applies(row: together.Row, version: tuple[int, int]) -> bool:
+    """Whether a row says something of a version, on the side that it is about, where the other has all that is new."""
+    source = max(TRIED.values()) if row.side is together.Side.TARGET else version
+    has = all((together.FEATURES[feature].setting.since or source) <= source for feature in row.on)
+    return has and (row.until is None or version <= row.until)
+
+
+def pairs_together() -> str:
+    """For every two features, between which versions they may go together, over whatever allows most."""
+    features = list(together.Feature)
+    lines = [f"| | {' | '.join(str(number) for number in range(1, len(features)))} |"]
+    lines.append("|---" * len(features) + "|")
+    for number, one in enumerate(features[1:], 2):
+        cells = [between({one, other}) for other in features[: number - 1]]
+        lines.append(f"| {number} `{one}` | {' | '.join(cells + [''] * (len(features) - 1 - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def between(wanted: Collection[together.Feature]) -> str:
+    """The pairs of versions between which features may be together."""
+    found = []
+    for (here, source), (there, target) in product(TRIED.items(), repeat=2):
+        ways = [
+            together.with_needs({*wanted, *([together.Feature.RETURN_PATH] if over in together.CONNECTIONS else [])})
+            for over in together.Transport
+        ]
+        have = tuple(together.Have)
+        if any(
+            not together.refused(way, over, source, target, have=have)
+            for way, over in zip(ways, together.Transport, strict=True)
+        ):
+            found.append(f"{here}→{there}")
+    return "all" if len(found) == len(TRIED) ** 2 else "<br>".join(found) or "–"
+
+
+def untried() -> str:
+    """What is allowed and was not tried."""
+    return "\n".join(
+        ["| what | why not |", "|---|---|", *(f"| {what} | {why} |" for what, why in together.UNTRIED.items())]
+    )
+
+
+def owner_moves() -> str:
+    """What may follow what in the record of a machine's owner."""
+    lines = ["| phase | next | epoch | owner |", "|---|---|---|---|"]
+    named = {True: "becomes the other", False: "stays", None: "stays or becomes another"}
+    for phase, nexts in owner.MOVES.items():
+        for to, step in nexts.items():
+            lines.append(f"| {phase} | {to} | {'+1' if step.epoch else 'same'} | {named[step.moves]} |")
+    return "\n".join(lines)
+
+
+def attribute_docs(module: Any, cls: type) -> dict[str, str]:
+    """The texts below the members of a class, each of which says what it means."""
+    body = next(
+        node.body
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    return {
+        one.targets[0].id: " ".join(text.value.value.split())
+        for one, text in pairwise(body)
+        if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }  # fmt: skip
+
+
 def settings(table: Mapping[str, Setting]) -> str:
     """A table of migration capabilities or parameters."""
     lines = ["| name | side | type | QEMU |", "|---|---|---|---|"]
     for name, setting in table.items():
-        side = "both" if len(setting.side) > 1 else str(setting.side.name).lower()
         kind = setting.kind.__name__ + (f", {setting.unit}" if setting.unit else "")
-        since = "{}.{} and later".format(*setting.since) if setting.since else ""
-        until = "up to {}.{}".format(*setting.until) if setting.until else ""
-        lines.append(f"| `{name}` | {side} | {kind} | {since or until or 'all'} |")
+        lines.append(f"| `{name}` | {side_of(setting)} | {kind} | {versions_of(setting)} |")
     return "\n".join(lines)
+
+
+def side_of(setting: Setting) -> str:
+    """Where a setting has its effect."""
+    return "both" if len(setting.side) > 1 else str(setting.side.name).lower()
+
+
+def versions_of(setting: Setting) -> str:
+    """Which QEMUs have a setting."""
+    since = "{}.{} and later".format(*setting.since) if setting.since else ""
+    until = "up to {}.{}".format(*setting.until) if setting.until else ""
+    return since or until or "all"
 
 
 def timeouts() -> str:
@@ -178,6 +316,15 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "session-states": lambda: states(session.State, session.MOVES),
     "agent-states": lambda: states(agent.State, agent.MOVES),
     "job-states": lambda: states(job.JobState, job.MOVES),
+    "owner-moves": owner_moves,
+    "migration-steps": steps,
+    "migration-moves": lambda: moves(machine.MOVES, migration_states, migration_states.State),
+    "migration-judge": judged,
+    "arrival-moves": lambda: moves(arrival.MOVES, arrival, arrival.Arrived),
+    "migration-features": features_together,
+    "migration-refused": refused_together,
+    "migration-pairs": pairs_together,
+    "migration-untried": untried,
     "capabilities": lambda: settings(CAPABILITIES),
     "parameters": lambda: settings(PARAMETERS),
     "timeouts": timeouts,

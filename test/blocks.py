@@ -90,11 +90,12 @@ class Lab:
 
 
 @contextmanager
-def lab(kind: str, face: str, folder: Path, *extra: str, machine: str = "none") -> Iterator[Lab]:
-    """Start a QEMU of `kind`, such as ``7.2``, and connect to it; it is killed at the end."""
+def lab(kind: str | Path, face: str, folder: Path, *extra: str, machine: str = "none") -> Iterator[Lab]:
+    """Start a QEMU of `kind`, such as ``7.2``, or this very one, and connect to it; it is killed at the end."""
     path = folder / "qmp"
+    binary = qemu_of(kind) if isinstance(kind, str) else kind
     command = [
-        qemu_of(kind), "-machine", machine, "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-m", "64",
+        binary, "-machine", machine, "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-m", "64",
         "-qmp", f"unix:{path},server=on,wait=off", *extra,
     ]  # fmt: skip
     with ExitStack() as stack:

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from drover.kvm.paths import Paths
+from netns import Network
 
 
 class Daemon:
@@ -17,6 +19,9 @@ class Daemon:
 
     :ivar program: its path
     :ivar paths: its folders
+    :ivar more_env: what else it is to find in its environment
+    :ivar under: a command that starts it, such as prlimit
+    :ivar network: the network that it is in; None: that of whoever starts it
     """
 
     name = ""
@@ -26,12 +31,16 @@ class Daemon:
         self.paths = paths
         self.options = options
         self.log_path = log
+        self.more_env: dict[str, str] = {}
+        self.under: Sequence[str] = ()
+        self.network: Network | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def env(self) -> dict[str, str]:
         """What it finds in its environment."""
-        return os.environ | {"DROVER_STATE_DIR": str(self.paths.state), "DROVER_RUN_DIR": str(self.paths.run)}
+        folders = {"DROVER_STATE_DIR": str(self.paths.state), "DROVER_RUN_DIR": str(self.paths.run)}
+        return os.environ | folders | self.more_env
 
     @property
     def pid(self) -> int:
@@ -49,8 +58,8 @@ class Daemon:
 
     def launch(self, **env: str) -> None:
         """Start the process, and wait for nothing."""
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen([self.program, *self.options], env=self.env | env, stderr=log)
+        with self.log_path.open("ab") as log, self.network.entered() if self.network else nullcontext():
+            self._process = subprocess.Popen([*self.under, self.program, *self.options], env=self.env | env, stderr=log)
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)

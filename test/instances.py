@@ -71,6 +71,18 @@ def wait_for_shell(vm: Instance, timeout: float = 90) -> None:
             text += console.recv(4096)
 
 
+def say(vm: Instance, command: str) -> str:
+    """What a guest's shell answers."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(vm.host.paths.instance(vm.name).socket("serial")))
+        console.settimeout(60)
+        console.sendall(command.encode() + b"; echo e''nd\n")
+        text = b""
+        while b"end\r\n" not in text:
+            text += console.recv(4096)
+    return text.decode()
+
+
 def type_in(vm: Instance, line: str) -> None:
     """Type a line into its shell; the guest has it at the return, and nobody is at the console.
 
@@ -143,6 +155,7 @@ def agree(vm: Instance) -> set[str]:
         threads = {disk.iothread for disk in document.spec.disks if disk.iothread}
         assert {thread.id for thread in qmp.query_iothreads()} == threads
     taps = {device.tap for device in devices.values() if device.tap}
-    possible = {tap_name(document.spec.uuid, name) for name in (*known, "nic0", "nic1", "x")}
+    names = {*known, "nic0", "nic1", "x"}
+    possible = {tap_name(document.spec.uuid, name, mark) for name in names for mark in ("", "b")}
     assert possible & {name for _, name in socket.if_nameindex()} == taps
     return known

@@ -25,6 +25,69 @@ def own_network() -> Iterator[None]:
         os.close(before)
 
 
+class Network:
+    """A network namespace that stays until it is closed and nobody is in it any more.
+
+    :ivar path: by which the kernel knows it, for iproute2
+    """
+
+    def __init__(self) -> None:
+        with own_network():
+            self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread is in it, and whatever it starts."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("setns", self._fd, _CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                _call("setns", before, _CLONE_NEWNET)
+        finally:
+            os.close(before)
+
+    def ip(self, words: str) -> str:
+        """Run iproute2's `ip` in it."""
+        with self.entered():
+            return ip(words)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Cable:
+    """Two networks that are joined by a cable with an end in each, called `wire`.
+
+    :ivar ends: the networks
+    :ivar addresses: of the ends
+    """
+
+    def __init__(self, here: Network, there: Network) -> None:
+        self.ends = here, there
+        self.addresses = "10.77.0.1", "10.77.0.2"
+        here.ip(f"link add wire type veth peer name wire netns {there.path}")
+        for end, address in zip(self.ends, self.addresses, strict=True):
+            end.ip(f"address add {address}/24 dev wire")
+            end.ip("link set wire up")
+
+    def pull(self) -> None:
+        """Pull it out: both ends know at once that they have no link."""
+        self.ends[0].ip("link set wire down")
+
+    def lose(self, end: int) -> None:
+        """From now on nothing that this end sends arrives, and nobody is told: its neighbour has another address."""
+        self.ends[end].ip(f"neigh replace {self.addresses[1 - end]} lladdr 02:00:00:00:00:77 dev wire nud permanent")
+
+    def mend(self) -> None:
+        """As new."""
+        self.ends[0].ip("link set wire up")
+        for end in self.ends:
+            end.ip("neigh flush dev wire nud all")
+
+
 def ip(words: str) -> str:
     """Run iproute2's `ip` with these words."""
     return subprocess.run(["ip", *words.split()], check=True, capture_output=True, text=True).stdout

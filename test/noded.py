@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,20 @@ class Noded(Daemon):
             time.sleep(0.02)
 
     def call(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 60, data: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float = 60,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """One call: the status, and what was answered."""
         connection = UnixConnection(self.socket, timeout)
         try:
-            connection.request(method, path, json.dumps(body).encode() if data is None and body is not None else data)
+            data = json.dumps(body).encode() if data is None and body is not None else data
+            connection.request(method, path, data, headers or {})
             response = connection.getresponse()
             text = response.read()
             return response.status, json.loads(text) if text else None
@@ -68,12 +76,37 @@ class Noded(Daemon):
 
 
 @contextlib.contextmanager
-def running(paths: Paths, log: Path) -> Iterator[Noded]:
+def running(paths: Paths, log: Path, *options: str) -> Iterator[Noded]:
     """One that runs; ended at the end if it has not."""
-    daemon = Noded(paths, log)
+    daemon = Noded(paths, log, options)
     daemon.start()
     try:
         yield daemon
     finally:
         if daemon.runs:
             daemon.end()
+
+
+def ask(noded: Noded, path: str, body: Any = None, **headers: str) -> tuple[int, http.client.HTTPMessage, Any]:
+    """A change: the status, what the head says, and what was answered."""
+    connection = UnixConnection(noded.socket, 60)
+    try:
+        connection.request("POST", path, json.dumps(body or {}), {k.replace("_", "-"): v for k, v in headers.items()})
+        response = connection.getresponse()
+        return response.status, response.headers, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def later(noded: Noded, verb: str, name: str, **params: Any) -> int:
+    """Ask for a change and do not wait; the number of its job."""
+    status, headers, job = ask(noded, f"/v1/instances/{name}/{verb}", params, Prefer="respond-async, wait=1")
+    assert (status, headers["Location"]) == (202, f"/v1/jobs/{job['id']}")
+    return int(job["id"])
+
+
+def job(noded: Noded, number: int, wait: float = 0) -> dict[str, Any]:
+    status, told = noded.call("GET", f"/v1/jobs/{number}?wait={wait}")
+    assert status == 200
+    assert isinstance(told, dict)
+    return told

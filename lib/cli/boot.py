@@ -1,6 +1,5 @@
 """The commands for the host's boot and shutdown: `drover start-all`, `drover stop-all`."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +7,10 @@ import click
 from msgspec import to_builtins
 
 from drover.cli.list import told
-from drover.cli.output import notice, output_option
+from drover.cli.output import data, for_people, notice, output_option
 from drover.errors import DroverError
 from drover.kvm.boot import Outcome
-from drover.kvm.instance import SHUTDOWN_TIMEOUT
+from drover.kvm.deadlines import SHUTDOWN_TIMEOUT
 from drover.kvm.node import Node
 
 _WORDS = {
@@ -51,7 +50,7 @@ def stop_all(timeout: float, output: str) -> None:
 
 def _teller(output: str) -> Any:
     """Who waits at a terminal, or at the host's console, sees each when it is done; a program gets all at the end."""
-    return _say if output == "text" else lambda outcome: None
+    return _say if for_people(output) else lambda outcome: None
 
 
 def _say(outcome: Outcome) -> None:
@@ -64,8 +63,8 @@ def _say(outcome: Outcome) -> None:
 
 def _finish(output: str, outcomes: Sequence[Outcome], problem: str) -> None:
     failed = [outcome.name for outcome in outcomes if outcome.error is not None]
-    if output == "json":
-        click.echo(json.dumps([_row(outcome) for outcome in outcomes], indent=1))
+    if not for_people(output):
+        data(output, [_row(outcome) for outcome in outcomes], indent=1)
     else:
         click.echo(f"{len(outcomes)} instances, {len(failed)} failed.")
     if failed:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
-from drover.cli.output import answer, notice, output_option
-from drover.kvm.node import Node
+from drover.cli.backend import connected
+from drover.cli.choice import path_there
+from drover.cli.clerk import no_wait_option
+from drover.cli.complete import instance_argument
+from drover.cli.output import answer, for_people, notice, output_option
+from drover.node.client import RemoteNode
 
 _NETWORK = ("nbd:", "nbd+unix:", "rbd:")
 
@@ -20,30 +23,37 @@ def _disks(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
         disk, _, source = value.partition("=")
         if not disk or not source or disk in found:
             raise click.BadParameter(f"{value!r} is not ID=PATH, with each ID once", ctx, param)
-        found[disk] = source if source.startswith(_NETWORK) else str(Path(source).absolute())
+        found[disk] = source if source.startswith(_NETWORK) else path_there(source)
     return found
 
 
 @click.command
-@click.argument("name")
+@instance_argument()
 @click.argument("new")
 @click.option("--disk", "disks", metavar="ID=PATH", multiple=True, callback=_disks,
               help="Where the copy of a disk goes; of a disk that is no file, the source to use instead.")  # fmt: skip
 @click.option("--linked", is_flag=True, help="Overlays on the old images, whose disks have to be read only.")
+@no_wait_option
 @output_option
-def clone(name: str, new: str, disks: dict[str, str], linked: bool, output: str) -> None:
+def clone(name: str, new: str, disks: dict[str, str], linked: bool, no_wait: bool, output: str) -> None:
     """Make an instance like one that does not run, with a uuid and addresses of its own.
 
     Images that can be written to are copied, as files, with their holes; a copy of which no path is said lies beside
     the old image. Read-only disks, media of CD drives and the images beneath others are shared.
     """
-    with _bar(output) as tell:
-        made = Node().clone(name, new, disks=disks, linked=linked, tell=tell)
-    for text in made.notices:
+    node = connected(no_wait=no_wait)
+    notices: Sequence[str]
+    if isinstance(node, RemoteNode):
+        instance, notices = node.clone(name, new, disks=disks, linked=linked)
+        spec = instance.show().document.spec
+    else:
+        with _bar(output) as tell:
+            made = node.clone(name, new, disks=disks, linked=linked, tell=tell)
+        spec, notices = made.instance.show().document.spec, made.notices
+    for text in notices:
         notice(text)
-    spec = made.instance.show().document.spec
     data = {"name": spec.name, "uuid": spec.uuid, "disks": {disk.id: disk.source for disk in spec.disks}}
-    answer(output, f"{new} is there, with uuid {spec.uuid}.", data | {"notices": made.notices})
+    answer(output, f"{new} is there, with uuid {spec.uuid}.", data | {"notices": list(notices)})
 
 
 @contextmanager
@@ -52,7 +62,7 @@ def _bar(output: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if output != "text" or not console.is_terminal:
+    if not for_people(output) or not console.is_terminal:
         yield lambda done, of: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,35 +1,46 @@
 """`drover console NAME`: the terminal becomes the instance's serial console."""
 
-import contextlib
+import asyncio
 import os
 import select
 import socket
 import sys
-import termios
-import tty
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import click
 
+from drover.cli.backend import remote_daemon
+from drover.cli.choice import LOCAL, chosen
+from drover.cli.complete import instance_argument
+from drover.cli.raw import ESCAPE, raw_terminal, write_out
 from drover.errors import WrongState
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.state import State
 
-ESCAPE: Final = b"\x1d"  # Ctrl-], as with telnet and virsh
 _CHUNK: Final = 4096
 
 
 @click.command
-@click.argument("name")
+@instance_argument()
 def console(name: str) -> None:
     """Be at an instance's serial console. Ctrl-] leaves it; the machine runs on.
 
     What somebody else has at the console has to be left first: it serves one at a time.
     """
-    attach(Node().instance(name))
+    if chosen() == LOCAL:
+        attach(Node().instance(name))
+        return
+    from drover.cli.streams import at_console, remote_stream  # aiohttp takes 150 ms to load
+
+    there = remote_daemon()
+
+    def begun() -> None:
+        click.echo(f"At the console of {name}; Ctrl-] leaves it.", err=True)
+
+    left = asyncio.run(at_console(lambda: remote_stream(there, name, "console"), begun))
+    click.echo("" if left else f"\r\nThe console of {name} has ended.", err=True)
 
 
 def attach(instance: Instance) -> None:
@@ -37,12 +48,12 @@ def attach(instance: Instance) -> None:
 
     :raises WrongState: the instance does not run
     """
-    if instance.show().state in (State.STOPPED, State.ENDED):
+    if instance.show().state in (State.STOPPED, State.SAVED, State.ENDED):
         raise WrongState(instance.name, State.STOPPED, State.RUNNING)
     with socket.socket(socket.AF_UNIX) as sock:
         _connect(sock, instance.host.paths.instance(instance.name).socket("serial"), instance.name)
         click.echo(f"At the console of {instance.name}; Ctrl-] leaves it.", err=True)
-        with _raw_terminal():
+        with raw_terminal():
             left = _pass_on(sock)
         click.echo("" if left else f"\r\nThe console of {instance.name} has ended.", err=True)
 
@@ -54,20 +65,6 @@ def _connect(sock: socket.socket, path: Path, name: str) -> None:
         raise WrongState(name, f"without a console ({error.strerror})", State.RUNNING) from error
 
 
-@contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    """Every key goes to the guest, Ctrl-C too."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    try:
-        tty.setraw(sys.stdin)
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
 def _pass_on(sock: socket.socket) -> bool:
     """Carry bytes both ways. True: the user has left; False: the machine has ended."""
     sources: list[int] = [sock.fileno(), sys.stdin.fileno()]
@@ -77,7 +74,7 @@ def _pass_on(sock: socket.socket) -> bool:
             data = sock.recv(_CHUNK)
             if not data:
                 return False
-            _write(data)
+            write_out(data)
         if sys.stdin.fileno() in ready:
             typed = os.read(sys.stdin.fileno(), _CHUNK)
             before, escape, _ = typed.partition(ESCAPE)
@@ -86,8 +83,3 @@ def _pass_on(sock: socket.socket) -> bool:
                 return True
             if not typed:
                 sources.remove(sys.stdin.fileno())  # a script has said all it had to; what comes is still shown
-
-
-def _write(data: bytes) -> None:
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]

@@ -390,6 +390,26 @@ def command(machine: str, qemu: str, target_qemu: str | None, keep: bool, memory
     A real Linux guest gets a disk and a NIC while it runs and writes to the disk. It moves, running, to a second
     QEMU with both plugged, finds the same data there, and loses both again. Everything is cleaned up at the end,
     also after Ctrl-C. Needs the right to make tap devices, so usually root.
+    \f
+    Each step is shown with what the guest itself sees, the migration with its bytes, its rounds, and how long the guest
+    stood still: by QEMU's clock, and by the beats that the guest sends every 5 ms. It takes some ten seconds without
+    KVM. On a terminal the steps are shown as they happen; into a pipe or a file goes one plain line a step.
+
+    With --target-qemu of another version, the guest is a machine of the newest versioned type that both know. A source
+    older than QEMU 9.0 sends the memory of a guest without KVM in one round, then stops it for the rest: it would lose
+    writes of later rounds.
+
+    --keep prints the second QEMU's process id, its QMP socket, its serial console, its directory, and the command that
+    ends it. The console takes lines such as "#1 8 uname -a" (a number, the length of the command, the command) and
+    answers between "#1 BEGIN" and "#1 END".
+
+    With --json a step has step, ok and seconds; the summary has summary, ok and seconds, and all that the steps found.
+    Names end in their unit: _bytes, _ms.
+
+    Ctrl-C (SIGINT, also SIGTERM and SIGHUP) and any failure end both QEMUs and remove every file; a second Ctrl-C does
+    not disturb that; it exits with 130, 143 or 129. If the migration fails before the guest runs at the target, it runs
+    on at the source, and the demo says so before it ends. The failing step, its reason and the last words of the QEMUs
+    are on standard error.
     """
     options = find_options(machine, qemu, target_qemu, memory, keep)
     face = choose_face(as_json)

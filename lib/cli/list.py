@@ -1,14 +1,17 @@
 """`drover list`: a row for each instance. It loads little, for it is typed often."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from drover.cli.backend import connected, rows
 from drover.cli.output import output_option, table
-from drover.kvm.record import Restart, Stop
+from drover.kvm.ends import Restart, Stop
 from drover.node.summary import Summary
+
+_OUTDATED: Final = "runs a QEMU that was replaced since (drover upgrade)"
+_WIDE: Final = ("since", "qemu", "accelerator", "machine", "disks", "nics", "autostart", "uuid")
 
 
 def told(stop: Stop) -> str:
@@ -32,11 +35,27 @@ def restarts(restart: Restart | None) -> str:
 def list_(timeout: float, output: str) -> None:
     """Show all instances. One that hangs keeps no other waiting."""
     shown = [row(each) for each in rows(connected(), timeout)]
-    table(output, shown, ("name", "state", "pid", "vcpus", "memory_mib", "detail"))
+    table(output, shown, ("name", "state", "pid", "vcpus", "memory_mib", "detail"), _WIDE)
 
 
 def row(of: Summary) -> dict[str, Any]:
     """The cells of an instance's row, by column."""
-    known = {"pid": of.pid or "", "vcpus": of.vcpus or "", "memory_mib": of.memory >> 20 or ""}
     ended = told(of.last_stop) + restarts(of.restart) if of.last_stop and not of.pid else ""
-    return {"name": of.name, "state": str(of.state)} | known | {"detail": of.detail or ended}
+    since = f"{datetime.fromtimestamp(of.since).astimezone():%Y-%m-%d %H:%M:%S}" if of.since else None
+    return {
+        "name": of.name,
+        "state": str(of.state),
+        "pid": of.pid or None,
+        "vcpus": of.vcpus or None,
+        "memory_mib": of.memory >> 20 or None,
+        "detail": "; ".join(filter(None, (of.detail or ended, _OUTDATED if of.outdated else ""))),
+        "since": since,
+        "qemu": of.version or None,
+        "outdated": of.outdated,
+        "accelerator": of.accelerator or None,
+        "machine": of.machine or None,
+        "disks": of.disks,
+        "nics": of.nics,
+        "autostart": of.autostart,
+        "uuid": of.uuid or None,
+    }

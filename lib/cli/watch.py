@@ -1,7 +1,6 @@
 """`drover watch`: the watcher of this host's instances, in the foreground."""
 
 import contextlib
-import json
 import signal
 from collections.abc import Callable
 from datetime import datetime
@@ -9,7 +8,8 @@ from datetime import datetime
 import click
 from msgspec import to_builtins
 
-from drover.cli.output import output_option
+from drover.cli.output import one_of_many, output_option
+from drover.cli.text import harmless
 from drover.events.watcher import Notice, Watcher
 from drover.kvm.node import Node
 
@@ -22,7 +22,7 @@ def watch(output: str) -> None:
     Takes note of runs that end, starts instances again whose `restart` says so (after a second at first, then twice as
     long each time, five minutes at most, until one has run for ten minutes), lets guests run on that stood still
     because their disk's file system was full, and keeps the logs of what runs short. Whatever it does it prints, one
-    line each, with -o json as an object.
+    line each, with -o json as an object, with -o yaml as a document.
 
     Exit status: 0 if it was asked to end, 1 if it could not watch, such as when somebody else does.
     """
@@ -33,18 +33,11 @@ def watch(output: str) -> None:
 
 
 def _printer(output: str) -> Callable[[Notice], None]:
-    def as_json(notice: Notice) -> str:
-        return json.dumps(to_builtins(notice))
-
-    def as_text(notice: Notice) -> str:
-        when = datetime.fromtimestamp(notice.at).astimezone()
-        return f"{when:%Y-%m-%d %H:%M:%S} {notice.name} {notice.what}: {' '.join(notice.text.split())}"
-
-    line = as_json if output == "json" else as_text
-
     def tell(notice: Notice) -> None:
+        when = datetime.fromtimestamp(notice.at).astimezone()
+        line = f"{when:%Y-%m-%d %H:%M:%S} {notice.name} {notice.what}: {harmless(notice.text)}"
         # instances are watched also when nobody reads any more what is said of them
         with contextlib.suppress(OSError):
-            click.echo(line(notice))
+            one_of_many(output, line, to_builtins(notice))
 
     return tell

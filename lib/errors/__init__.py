@@ -19,6 +19,7 @@
     |  +- CommandNotSupported      QEMU has no such command
     +- NotSupported                this QEMU (or agent) lacks a feature; says which version has it
     +- ArgumentError               you passed something wrong: field, value, what is allowed
+    |  +- DeviceNotFound           the instance has no such device; says which it has
     |  +- SpecError                a specification is wrong; says all that is wrong with it
     +- HotplugError                a device could not be added or removed
     |  +- NoFreeSlot               every bus that was looked at is full
@@ -28,6 +29,7 @@
     +- JobError                    a background job of QEMU's did not do what was asked
     |  +- JobFailed                it ended with an error; QEMU's own text
     |  +- JobCancelled             somebody cancelled it
+    |  +- JobStalled               it runs and does not move: whom it waits for is dead; also a TimeoutError
     +- NbdError                    whom QEMU should have dialled as an NBD server is of no use: QEMU was not told
     |  +- NbdUnreachable           nobody listens there
     |  +- NbdTimeout               it is silent, which would have hung QEMU; also a TimeoutError
@@ -38,8 +40,18 @@
     |  +- InstanceBusy             somebody else works on it; says what at
     |  +- InstanceTimeout          it was not in time as it was to be: UNKNOWN; also a TimeoutError
     |  +- WrongState               it runs, and should not, or the other way round
+    |  +- MemorySaved              its memory is in a file that this would make useless
+    |  +- MemoryUnusable           its memory in a file is not there, or its disks were written to since
     |  +- StartFailed              QEMU did not come up; says how it ended and what it printed
+    |  +- Overtaken                a step of a passage to another node, from somebody who was overtaken
+    |  +- NoRoom                   the host has not the memory for one that is to arrive: nothing was done
+    |  +- OperationCancelled       somebody wanted what was being done to end
     +- CallFailed                  a node daemon says no, in its own words; or it went away: UNKNOWN
+    +- PkiError                    certificates are not as what was asked needs them: nothing was changed
+    |  +- NotJoined                this node has no certificate, or no authority
+    |  +- OtherAuthority           what is there is another authority's: left as it is
+    |  +- TokenRefused             a token is none, was used, or has expired
+    |  +- Untrusted                whoever answers is not who was expected: no secret was said
     +- RecordError                 a durable document is broken, or a newer Drover's: left as it is
     +- StoreError                  the store of durable records did not do it: if it wrote, UNKNOWN
     |  +- StoreFull                the disk is full: nothing was changed
@@ -69,20 +81,23 @@
     |  +- ScriptFailed             a script, or another program for it, failed; its output
     |     +- ScriptSlow            ... or did not end in time, and was killed; also a TimeoutError
     +- MigrationError              a migration did not do what was asked
+       +- MigrationBlocked         it cannot be: says all that is in the way, and what to do; nothing was done
        +- MigrationFailed          QEMU says it failed, and why
        +- MigrationCancelled       somebody cancelled it
 
 The first error of an operation is the one raised. What went wrong while undoing
 it is added to that error as notes (``__notes__``).
 
-Those about arguments are in :mod:`.argument`, those of NBD servers in :mod:`.nbd`, those of the node, its instances and
-processes in :mod:`.node`, those of durable records and jobs in :mod:`.store`.
+Those about arguments are in :mod:`.argument`, those of migrations in :mod:`.migration`, those of NBD servers in
+:mod:`.nbd`, those of the node, its instances and processes in :mod:`.node`, those of durable records, owners and jobs
+in :mod:`.store`, those of certificates in :mod:`.trust`.
 """
 
 from collections.abc import Iterable
 
-from .argument import ArgumentError, Problem, SpecError
+from .argument import ArgumentError, DeviceNotFound, Problem, SpecError
 from .base import DroverError
+from .migration import Blocker, MigrationBlocked, MigrationCancelled, MigrationError, MigrationFailed
 from .nbd import NbdError, NbdRefused, NbdTimeout, NbdUnreachable
 from .node import (
     BinaryError,
@@ -96,8 +111,13 @@ from .node import (
     InstanceExists,
     InstanceNotFound,
     InstanceTimeout,
+    MemorySaved,
+    MemoryUnusable,
     NetworkError,
     NoFreeUid,
+    NoRoom,
+    OperationCancelled,
+    Overtaken,
     ProcessError,
     ProcessGone,
     ProcessRuns,
@@ -113,17 +133,22 @@ from .node import (
 )
 from .store import (
     DaemonJobError,
+    Fenced,
     HistoryGone,
     IdempotencyConflict,
     JobNotFound,
     JobTaken,
     JobWrongState,
+    NotOwned,
+    OwnerError,
+    OwnerMoveError,
     RevisionConflict,
     StoreBusy,
     StoreError,
     StoreFull,
     TooManyJobs,
 )
+from .trust import NotJoined, OtherAuthority, PkiError, TokenRefused, Untrusted
 
 __all__ = [
     "DroverError",
@@ -143,6 +168,7 @@ __all__ = [
     "CommandNotSupported",
     "NotSupported",
     "ArgumentError",
+    "DeviceNotFound",
     "SpecError",
     "Problem",
     "HotplugError",
@@ -162,8 +188,18 @@ __all__ = [
     "InstanceExists",
     "InstanceBusy",
     "InstanceTimeout",
+    "MemorySaved",
+    "MemoryUnusable",
     "WrongState",
     "StartFailed",
+    "PkiError",
+    "NotJoined",
+    "OtherAuthority",
+    "TokenRefused",
+    "Untrusted",
+    "Overtaken",
+    "NoRoom",
+    "OperationCancelled",
     "RecordError",
     "StoreError",
     "StoreFull",
@@ -176,6 +212,10 @@ __all__ = [
     "JobTaken",
     "IdempotencyConflict",
     "TooManyJobs",
+    "OwnerError",
+    "NotOwned",
+    "Fenced",
+    "OwnerMoveError",
     "WatcherRuns",
     "ImageError",
     "ImageSlow",
@@ -194,6 +234,8 @@ __all__ = [
     "ScriptFailed",
     "ScriptSlow",
     "MigrationError",
+    "MigrationBlocked",
+    "Blocker",
     "MigrationFailed",
     "MigrationCancelled",
 ]
@@ -430,22 +472,12 @@ class JobCancelled(JobError):
     """The job was cancelled before its end, by whomever. What it left unfinished is not to be used."""
 
 
-class MigrationError(DroverError):
-    """A migration did not do what was asked.
+class JobStalled(JobError, TimeoutError):
+    """The job runs, has something to do, and does not move: its storage, or the way there, is dead.
 
-    :ivar status: QEMU's migration status when this was found
-    :ivar desc: QEMU's own explanation, where it gave one
+    :ivar seconds: for how long it was watched
     """
 
-    def __init__(self, problem: str, status: str = "", desc: str = "") -> None:
-        super().__init__(problem + (f": {desc}" if desc else ""))
-        self.status = status
-        self.desc = desc
-
-
-class MigrationFailed(MigrationError):
-    """QEMU reports the migration as failed."""
-
-
-class MigrationCancelled(MigrationError):
-    """The migration was cancelled; the source runs on."""
+    def __init__(self, job: str, seconds: float, type: str = "") -> None:
+        super().__init__(job, f"has not moved for {seconds:g} s", type)
+        self.seconds = seconds

@@ -23,6 +23,17 @@ class ArgumentError(DroverError, ValueError):
         self.allowed = allowed
 
 
+class DeviceNotFound(ArgumentError):
+    """An instance that runs has no such device; `allowed` names those that it has.
+
+    :ivar name: the instance's
+    """
+
+    def __init__(self, name: str, id: str, allowed: str) -> None:
+        super().__init__("id", id, allowed)
+        self.name = name
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with a specification.
 

@@ -1,6 +1,8 @@
 """What can be wrong with an instance, its documents and its processes; :mod:`drover.errors` draws the whole tree."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from .base import DroverError
 
@@ -59,11 +61,31 @@ class WrongState(InstanceError):
     """The instance is in a state in which this cannot be done.
 
     :ivar state: which
+    :ivar needed: in which it could be
     """
 
     def __init__(self, name: str, state: str, needed: str) -> None:
         super().__init__(name, f"it is {state}; this needs it {needed}")
         self.state = state
+        self.needed = needed
+
+
+class MemorySaved(InstanceError):
+    """The instance's memory is in a file, and this would make it useless. Nothing was done."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "its memory is saved, and what was asked would make that useless")
+
+
+class MemoryUnusable(InstanceError):
+    """The memory that was saved of an instance cannot be used. Nothing was done.
+
+    :ivar path: of the file
+    """
+
+    def __init__(self, name: str, path: str, why: str) -> None:
+        super().__init__(name, f"its memory in {path} cannot be used: {why}")
+        self.path = path
 
 
 class StartFailed(InstanceError):
@@ -77,15 +99,61 @@ class StartFailed(InstanceError):
         self.log = log
 
 
+class Overtaken(InstanceError):
+    """A step of an instance's passage to another node was asked for by somebody who was overtaken. Nothing was done.
+
+    :ivar epoch: that they speak of
+    :ivar found: the passage that there is, in words
+    """
+
+    def __init__(self, name: str, epoch: int, found: str) -> None:
+        super().__init__(name, f"there is no such passage of epoch {epoch}: {found}")
+        self.epoch = epoch
+        self.found = found
+
+
+class NoRoom(InstanceError):
+    """The host has not the memory for an instance that is to arrive. Nothing was done. All sizes are bytes.
+
+    :ivar pages: ``off`` for ordinary memory, or the size of huge pages
+    :ivar wanted: what it takes
+    :ivar free: what is free now
+    :ivar promised: of that, to others that arrive, by their names
+    """
+
+    def __init__(self, name: str, pages: str, wanted: int, free: int, promised: Mapping[str, int]) -> None:
+        kind = "" if pages == "off" else f" in pages of {pages}"
+        others = f", of which {sum(promised.values())} are promised to {', '.join(promised)}" if promised else ""
+        super().__init__(name, f"it takes {wanted} bytes of memory{kind}, and {free} are free{others}")
+        self.pages = pages
+        self.wanted = wanted
+        self.free = free
+        self.promised = promised
+
+
+class OperationCancelled(InstanceError):
+    """Somebody wanted what was being done to end. What had no effect yet has none; the guest may have been asked.
+
+    :ivar operation: what was being done
+    """
+
+    def __init__(self, name: str, operation: str) -> None:
+        super().__init__(name, f"{operation} was cancelled")
+        self.operation = operation
+
+
 class CallFailed(DroverError):
     """A node daemon did not do what it was asked, or went away meanwhile: then nobody knows whether it did.
 
-    :ivar code: of the error, such as ``instance-not-found``; ``no-answer`` is the daemon's own end
+    :ivar code: of the error, such as ``instance-not-found``; ``no-answer`` is the daemon's own end, ``unreachable``: it
+        was not asked
+    :ivar facts: what else it told, such as ``instance``
     """
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
         super().__init__(detail)
         self.code = code
+        self.facts = facts
 
 
 class RecordError(DroverError):

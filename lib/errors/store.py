@@ -126,3 +126,47 @@ class TooManyJobs(DaemonJobError):
     def __init__(self, limit: int) -> None:
         super().__init__(0, f"{limit} jobs wait or run, and no more are taken before some have ended")
         self.limit = limit
+
+
+class OwnerError(DroverError):
+    """Who may run a machine is not as what was asked needs it. Nothing was changed.
+
+    :ivar machine: which; empty where that does not matter
+    """
+
+    def __init__(self, machine: str, problem: str) -> None:
+        super().__init__(f"{machine}: {problem}" if machine else problem)
+        self.machine = machine
+
+
+class NotOwned(OwnerError):
+    """There is no record of who may run a machine."""
+
+    def __init__(self, machine: str) -> None:
+        super().__init__(machine, "no record says who may run it")
+
+
+class Fenced(OwnerError):
+    """The record of a machine's owner is not as expected: somebody else has changed it. Look again before acting.
+
+    :ivar expected: how it was to be, for people
+    :ivar found: how it is
+    """
+
+    def __init__(self, machine: str, expected: str, found: str) -> None:
+        super().__init__(machine, f"its owner is {found}, and was to be {expected}; nothing was changed")
+        self.expected = expected
+        self.found = found
+
+
+class OwnerMoveError(OwnerError):
+    """A record of an owner cannot become what was asked, whatever it is now: a fault of the caller's.
+
+    :ivar old: what it was to come from
+    :ivar new: what it was to become
+    """
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__("", f"an owner that is {old} does not become {new}")
+        self.old = old
+        self.new = new

@@ -14,13 +14,14 @@ from contextlib import nullcontext, suppress
 from typing import Final
 
 from ..errors import ConnectTimeout, DroverError, InstanceBusy, InstanceNotFound, MonitorError, MonitorTimeout
-from ..kvm.ending import running
-from ..kvm.instance import ANSWER_TIMEOUT, Instance
+from ..kvm.deadlines import ANSWER_TIMEOUT
+from ..kvm.ending import QUIT_GRACE, running
+from ..kvm.ends import Restart
+from ..kvm.instance import Instance
 from ..kvm.launch import GREETING_TIMEOUT
 from ..kvm.ledger import Ledger
-from ..kvm.mend import QUIT_GRACE
 from ..kvm.process import Process
-from ..kvm.record import Document, Runtime, load
+from ..kvm.record import RESTORE, Document, Runtime, load
 from ..kvm.restart import is_due, seconds_left
 from ..kvm.sockets import reach
 from ..monitor.aio import AsyncQmpConnection
@@ -146,7 +147,7 @@ class Follower:
         if process is not None:
             process.close()
         mark_begin(self._work.host.paths, self.name)
-        begins = document.pending is not None and document.pending.operation == "start"
+        begins = document.pending is not None and document.pending.operation in ("start", RESTORE)
         listening = asyncio.create_task(self._listen(runtime, starting=process is None, begins=begins))
         settling = None if document.pending is None else asyncio.create_task(self._settle())
         try:
@@ -274,7 +275,7 @@ class Follower:
             self._news.clear()
             if not self.paths.document.exists() or load(self.paths.document) != document:
                 return True
-        self._restarting = asyncio.create_task(self._restart())
+        self._restarting = asyncio.create_task(self._restart(due))
         return await self._see_it_begin(self._restarting)
 
     async def _see_it_begin(self, restarting: "asyncio.Task[None]") -> bool:
@@ -284,9 +285,9 @@ class Follower:
         news.cancel()
         return True
 
-    async def _restart(self) -> None:
+    async def _restart(self, due: Restart) -> None:
         try:
-            notices = await self._work.do(self._instance.restart_due)
+            notices = await self._work.do(lambda: self._instance.restart_due(due))
         except InstanceBusy:
             await asyncio.sleep(FIRST_PAUSE)
         except (DroverError, OSError) as error:

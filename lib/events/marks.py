@@ -3,8 +3,8 @@
 It is there from that end until the next run begins, or the run has ended in another way.
 """
 
+from ..kvm.ends import Stop
 from ..kvm.paths import Paths
-from ..kvm.record import Stop
 from .verdict import is_user_shutdown
 
 

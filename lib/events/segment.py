@@ -5,6 +5,7 @@ says that whoever wrote it ended in peace.
 """
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
+# The lock of the one who writes journals: the event daemon. No instance's name begins so.
+WRITER: Final = ".watch"
 # Ours among QEMU's names, which are in capitals.
 LOST: Final = "lost"
 ENDED: Final = "ended"
@@ -40,6 +43,12 @@ class Entry(Struct, kw_only=True, omit_defaults=True, gc=False):
     name: str
     data: dict[str, Any] = {}
     stamp: float = -1.0
+
+
+def shown(entry: Entry) -> dict[str, Any]:
+    """An event as programs get it that ask for it: its name is its kind, and what it has not is left out."""
+    known = {"number": entry.number, "kind": entry.name, "at": entry.at, "generation": entry.generation}
+    return known | {"data": entry.data} | ({"stamp": entry.stamp} if entry.stamp >= 0 else {})
 
 
 class Page(Struct):
@@ -103,6 +112,9 @@ def newest(folder: Path) -> int:
                 last = last_entry(file)
         except FileNotFoundError:
             continue
+        except msgspec.DecodeError:  # its writer has died, and the next one has not cut it off yet
+            whole = _read_segment(path, 0, sys.maxsize)
+            last = whole[-1] if whole else None
         return first - 1 if last is None else last.number
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from ..kvm.record import Stop
+from ..kvm.ends import Stop
 
 
 class Who(StrEnum):
@@ -26,6 +26,8 @@ class Who(StrEnum):
 _WHO: Final[Mapping[str, Who]] = {
     "guest-shutdown": Who.GUEST,
     "request": Who.ADMIN,
+    "migrated": Who.ADMIN,
+    "saved": Who.ADMIN,
     "host-signal": Who.HOST_SIGNAL,
     "panic": Who.CRASH,
     "crash": Who.CRASH,

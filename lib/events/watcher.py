@@ -5,6 +5,7 @@ every now and then, all documents are looked at. Logs are kept within their boun
 """
 
 import asyncio
+import logging
 import os
 import stat
 import time
@@ -17,13 +18,15 @@ import pyinotify
 from msgspec import Struct
 
 from ..errors import InstanceBusy, RecordError, WatcherRuns
-from ..kvm.lock import locked
+from ..kvm.inotify import new_manager, watch
+from ..kvm.lock import Alone
 from ..kvm.logs import LIMIT, bound
 from ..kvm.node import Node
 from ..kvm.record import load
 from ..kvm.restart import is_due
 from . import journal
 from .follow import Follower
+from .segment import WRITER
 from .work import Work
 
 # Seconds between two looks at all documents, for what inotify did not tell.
@@ -31,10 +34,12 @@ RESCAN: Final = 30.0
 # Seconds between two looks at the logs.
 TICK: Final = 1.0
 _STOP_TIMEOUT: Final = 5.0  # seconds, for all followers: what they are at is in the documents
-_LOCK: Final = ".watch"  # no instance's name begins so
 _MASK: Final = (
     pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO | pyinotify.IN_DELETE | pyinotify.IN_MOVE_SELF | pyinotify.IN_ONLYDIR
 )
+
+
+log = logging.getLogger("drover.events")
 
 
 class Notice(Struct, kw_only=True):
@@ -88,6 +93,8 @@ class Watcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._work: Work | None = None
+        self._alone: Alone | None = None
+        self._fault = ""  # of ours, which was told
 
     def stop(self) -> None:
         """Let :meth:`run` return soon; from any thread, or a signal's handler."""
@@ -115,10 +122,14 @@ class Watcher:
         :raises WatcherRuns: there is one already
         """
         try:
-            with locked(self._node.host.paths.locks, _LOCK, "watch", 0):
-                yield
+            self._alone = Alone(self._node.host.paths.locks, WRITER, "watch")
         except InstanceBusy as busy:
             raise WatcherRuns(busy.holder) from None
+        try:
+            yield
+        finally:
+            self._alone.close()
+            self._alone = None
 
     async def watch(self, ready: Callable[[], None] = lambda: None) -> None:
         """What :meth:`run` does, for who is alone and has a loop.
@@ -127,14 +138,14 @@ class Watcher:
         """
         self._loop = asyncio.get_running_loop()
         self._work = Work(self._node.host, self._say, journal_limit=self._journal_limit)
-        manager = pyinotify.WatchManager()
+        manager = new_manager()
         notifier = pyinotify.AsyncioNotifier(manager, self._loop, default_proc_fun=self._heard)
         try:
             await self._tick(manager)
             ready()
             while not self._stopping:
                 await self._pause()
-                await self._tick(manager)
+                await self._tick_on(manager)
         finally:
             notifier.stop()
             await self._stop_followers()
@@ -153,18 +164,33 @@ class Watcher:
             pass
         self._wake.clear()
 
+    async def _tick_on(self, manager: Any) -> None:
+        """What has gone well once is tried until it does again, as where there are no descriptors or watches left."""
+        try:
+            if self._alone is not None:
+                self._alone.renew()
+            await self._tick(manager)
+        except (InstanceBusy, OSError) as error:
+            if str(error) != self._fault:
+                log.error("machines that begin may not be heard: %s", error)
+            self._fault = str(error)
+            return
+        if self._fault:
+            log.info("that is over")
+            self._fault = ""
+
     async def _tick(self, manager: Any) -> None:
         if self._watched is None:
             self._begin_watch(manager)
         if time.monotonic() >= self._rescan_at:
-            self._rescan_at = time.monotonic() + RESCAN
             self._rescan()
+            self._rescan_at = time.monotonic() + RESCAN
         await self._bound_logs()
 
     def _begin_watch(self, manager: Any) -> None:
         folder = self._node.host.paths.runs
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._watched = manager.add_watch(os.fspath(folder), _MASK, quiet=False)[os.fspath(folder)]
+        self._watched = watch(manager, folder, _MASK)
         self._rescan_at = 0.0  # for what came before
 
     def _heard(self, event: Any) -> None:

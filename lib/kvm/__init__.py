@@ -10,7 +10,11 @@
 - :mod:`.spec`  the specification: what an instance is to be
 - :mod:`.argv`  from it to QEMU's command line
 - :mod:`.firmware`, :mod:`.seed`  the UEFI that the host has for it, and its disk for cloud-init
+- :mod:`.pins`  which of the host's CPUs each virtual one runs on
+- :mod:`.handover`  the way of one between two nodes; :mod:`.packing`, what the other one has to know: a :mod:`.parcel`
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
+- :mod:`.saving`  its memory in a :mod:`.memory_file`, and back
+- :mod:`.upgrade`  onto another QEMU of this host while it runs, as where its own is :mod:`.outdated`
 - :mod:`.sockets`, :mod:`.logs`  what QEMU serves and writes, made by us
 - :mod:`.tpm`  a TPM beside a QEMU
 - :mod:`.paths`  where everything of it lies
@@ -18,7 +22,8 @@
 - :mod:`.taps`  tap devices, made by us and passed to QEMU as descriptors
 - :mod:`.images`  images of disks, opened with all that they stand on, made, and looked at
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
-- :mod:`.identity`  the user id that it runs as
+- :mod:`.identity`  the user id that it runs as; :mod:`.faults`, what it may do when its machine comes by postcopy
+- :mod:`.keys`  of a migration by TLS, in the folder of its own; :mod:`.sever`, of one whose other side is silent
 - :mod:`.root`  the root directory that it runs in, if it has its own, and :mod:`.view`  what it sees there
 - :mod:`.cgroup`  the control group that it runs in; :mod:`.tree`, where that is; :mod:`.scope`, by systemd
 - :mod:`.binary`  what a QEMU binary is and can do, learnt in a :mod:`.trial` and kept in a :mod:`.cache`

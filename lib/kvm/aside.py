@@ -91,6 +91,11 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / _LIST).exists()
 
 
+def unsettled(folder: Path) -> list[str]:
+    """The files that :func:`discard` would remove."""
+    return [file.path for file in _listed(folder) if _same(file)]
+
+
 def settle(folder: Path) -> None:
     """The instance is there: its files lose their first names. May be repeated.
 

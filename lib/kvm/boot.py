@@ -14,17 +14,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import DroverError, RecordError
+from .ends import Stop
 from .host import Host
 from .instance import Instance
 from .lock import LOCK_TIMEOUT
-from .record import Document, Stop, load
+from .record import Document, load
 from .restart import is_due
 from .state import State
 
 # Seconds for a QEMU to say what it does. One that is silent runs, which is all that is asked.
 _LOOK: Final = 2.0
 # It has run, and will not run on by itself; or somebody is at it, and a start waits for him.
-_TO_START: Final = (State.STOPPED, State.ENDED, State.SHUTDOWN, State.PANICKED, State.BUSY)
+_TO_START: Final = (State.STOPPED, State.SAVED, State.ENDED, State.SHUTDOWN, State.PANICKED, State.BUSY)
 
 
 class Outcome(Struct, kw_only=True):

@@ -15,7 +15,7 @@ from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
 from ..ops.throttle import Limits
 from . import net
-from .kinds import NIC, plug_nic, release_nic
+from .kinds import NIC, plug_nic, release_nic, tap_of
 from .ledger import Ledger
 from .record import runtime_of
 from .spec import Disk, Nic, Spec, Throttle
@@ -182,7 +182,7 @@ class _Backend(Change):
     def _move(self, ledger: Ledger, old: Nic, new: Nic) -> None:
         spec = runtime_of(ledger.document).spec
         index = [nic.id for nic in spec.nics].index(new.id)
-        net.move(old, new, spec.name, uuid=spec.uuid, index=index)
+        net.move(old, new, spec.name, uuid=spec.uuid, index=index, name=tap_of(runtime_of(ledger.document), new.id))
 
     def _new(self, ledger: Ledger) -> Nic:
         return convert(arguments(ledger)["nic"], Nic)

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
+from ..ops.counters import device_id
 from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
@@ -40,7 +41,7 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
 
     :param timeout: seconds for QEMU to answer
     """
-    condition = Condition(name=ledger.name, state=State.STOPPED, document=ledger.document)
+    condition = Condition(name=ledger.name, state=at_rest(ledger.document), document=ledger.document)
     if ledger.document.runtime is None:
         return condition
     process = running(host, ledger)
@@ -55,6 +56,11 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
             condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE
             condition.detail = str(error)
     return condition
+
+
+def at_rest(document: Document) -> State:
+    """What an instance is that does not run."""
+    return State.STOPPED if document.saved is None else State.SAVED
 
 
 def state_of(vm: QmpConnection) -> tuple[State, str]:
@@ -87,4 +93,4 @@ def failed_among(devices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def _name(device: Mapping[str, Any]) -> str:
     """A disk's id, from the QOM path that QEMU tells."""
-    return str(device.get("qdev") or device["device"]).removeprefix("/machine/peripheral/").partition("/")[0]
+    return device_id(str(device.get("qdev") or device["device"]))

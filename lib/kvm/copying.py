@@ -36,20 +36,38 @@ def keep_from_writing(fd: int) -> bool:
     """Keep all QEMUs from writing to an open image until `fd` is closed. False: one has it open to write."""
     try:
         for bit in _WRITE:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK, _GRANTS_NOT + bit))
-        answers = [fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, _HAS + bit)) for bit in _WRITE]
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock_of(fcntl.F_RDLCK, _GRANTS_NOT + bit))
+        return not written_by_others(fd)
     except OSError:  # a file system without locks: there QEMU has none either
         return True
-    return all(struct.unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK for answer in answers)
 
 
-def _lock(kind: int, place: int) -> bytes:
+def written_by_others(fd: int) -> bool:
+    """Whether a QEMU has an open image open, too, to write to it.
+
+    :raises OSError: its file system has no locks
+    """
+    return any(locked_by_others(fd, _HAS + bit) for bit in _WRITE)
+
+
+def locked_by_others(fd: int, place: int) -> bool:
+    """Whether somebody else has a lock on one byte of an open file.
+
+    :raises OSError: its file system has no locks
+    """
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock_of(fcntl.F_WRLCK, place))
+    kind: int = struct.unpack(_FLOCK, answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def lock_of(kind: int, place: int) -> bytes:
+    """A lock of one byte of a file, as fcntl(2) takes it."""
     return struct.pack(_FLOCK, kind, os.SEEK_SET, place, 1, 0)
 
 
 def data_size(fd: int) -> int:
     """How many bytes of a file are to be copied: all but its holes."""
-    return sum(end - begin for begin, end in _data(fd))
+    return sum(end - begin for begin, end in data_parts(fd))
 
 
 def copy_file(source: int, target: int, more: More) -> None:
@@ -64,12 +82,12 @@ def copy_file(source: int, target: int, more: More) -> None:
         more(data_size(source))
     else:
         os.ftruncate(target, os.fstat(source).st_size)
-        for begin, end in _data(source):
+        for begin, end in data_parts(source):
             _copy_range(source, target, begin, end, more)
     os.fsync(target)
 
 
-def _data(fd: int) -> Iterator[tuple[int, int]]:
+def data_parts(fd: int) -> Iterator[tuple[int, int]]:
     """Where a file has data: begin and end of each part."""
     end = 0
     while True:

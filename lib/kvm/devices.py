@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from ..errors import ArgumentError, HotplugError, InstanceTimeout
+from ..errors import ArgumentError, DeviceNotFound, HotplugError, InstanceTimeout
 from ..monitor.connection import QmpConnection
 from ..ops.balloon import BALLOON_TIMEOUT
 from ..ops.cdrom import EJECT_TIMEOUT
@@ -34,7 +34,7 @@ class Devices(ABC):
     """
 
     @abstractmethod
-    def _running(self, operation: str) -> AbstractContextManager[tuple[Ledger, QmpConnection]]:
+    def _running(self, operation: str, *, moving: bool = False) -> AbstractContextManager[tuple[Ledger, QmpConnection]]:
         """Its document under its lock, mended, and a connection to its QEMU."""
 
     # -- disks --------------------------------------------------------------------------------------------------------
@@ -62,11 +62,12 @@ class Devices(ABC):
         with self._running("remove-disk") as (ledger, vm):
             plugs.remove(ledger, vm, DISK, id, timeout)
 
-    def resize_disk(self, id: str, size: int, *, shrink: bool = False) -> int:
+    def resize_disk(self, id: str, size: int, *, shrink: bool = False, dry_run: bool = False) -> int:
         """Make a disk larger, and tell the guest. Of a block device, which grew before, only the guest is told.
 
         :param size: in bytes, in whole sectors of 512
         :param shrink: let it be smaller than it is: what is beyond is lost
+        :param dry_run: only see whether it may be so large
         :returns: its size now
         :raises ArgumentError: there is no such disk, or it is larger than that
         :raises CommandError: its storage cannot be so large
@@ -76,7 +77,7 @@ class Devices(ABC):
             now = vm.query_disk_size(id)
             if size < now and not shrink:
                 raise ArgumentError("size", size, f"at least the {now} bytes that it has, unless it is to be cut off")
-            return vm.resize_disk(id, size)
+            return now if dry_run else vm.resize_disk(id, size)
 
     def set_throttle(self, id: str, **limits: int) -> None:
         """Give a disk other limits, all at once: what is not said is no limit.
@@ -98,12 +99,12 @@ class Devices(ABC):
         :param force: even if the guest holds the tray shut
         :param timeout: seconds for the guest to let the tray open
         :raises TrayLocked: the guest holds the tray shut; the old medium is in
-        :raises ArgumentError: there is no such drive
+        :raises DeviceNotFound: there is no such drive
         """
         with self._running("change-medium") as (ledger, vm):
             drives = [disk.id for disk in runtime_of(ledger.document).spec.disks if disk.cdrom]
             if id not in drives:
-                raise ArgumentError("id", id, f"one of its CD drives: {', '.join(drives) or 'none'}")
+                raise DeviceNotFound(ledger.name, id, f"one of its CD drives: {', '.join(drives) or 'none'}")
             fields = {"source": source, "format": format if source else None, "backing": None}
             disk: Disk = plugs.another(ledger, "disks", id, fields)
             check_visible(runtime_of(ledger.document), disk)

@@ -7,21 +7,29 @@ from the host, a ``quit``, or a crash end the process.
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from ..errors import MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
 from . import logs
 from .cgroup import Cgroup
+from .ends import Stop
+from .faults import take_back
 from .host import Host
 from .keeper import read_status
 from .kinds import release_nic
 from .ledger import Ledger
+from .memory_file import Head, remove
 from .process import STATUS_TIMEOUT, Process
-from .record import Stop
+from .record import LEAVE, SAVE, Runtime, has_begun_to_run
 from .restart import restart_after
 from .tpm import end_tpm
 
+# Seconds from the end of its monitors to its own: it frees the guest's memory, some 0.1 s a GiB.
+QUIT_GRACE: Final = 30.0
 _LOG_LINES: Final = 20
 _LOG_BYTES: Final = 16384
 # What QEMU prints when a signal asked it to end (main_loop_should_exit in system/runstate.c).
@@ -59,6 +67,8 @@ def why_it_ended(host: Host, ledger: Ledger) -> Stop:
             stop.reason, stop.detail = "request", "somebody told QEMU to quit"
     if document.pending is not None and document.pending.operation in ("stop", "kill"):
         stop.reason, stop.detail, stop.log = "request", document.pending.operation, ""
+    if document.pending is not None and document.pending.operation == LEAVE:
+        stop.reason, stop.detail, stop.log = "migrated", "it went to another node", ""
     return stop
 
 
@@ -102,32 +112,78 @@ def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
 
     :returns: what could not be tidied up, in words
     """
-    notices = _release(host, ledger)
+    end_other(host, ledger)
+    notices = release(host, ledger)
     document = ledger.document
     stop.at = stop.at or time.time()
     if document.runtime is not None and document.runtime.pid:
         devices = document.runtime.devices.items()
         document.places = {name: (device.bus, device.addr) for name, device in devices if device.bus}
+    stop.detail += settle_memory(ledger)
     document.restart = restart_after(document, stop, host.boot_id)
     document.last_stop, document.runtime = stop, None
     ledger.commit()
     return notices
 
 
-def _release(host: Host, ledger: Ledger) -> list[str]:
+def end_other(host: Host, ledger: Ledger) -> None:
+    """End a second QEMU of an instance, of which nobody needs anything, with all that belonged to it. May be repeated.
+
+    :raises ProcessStuck: it has not ended yet
+    """
+    if (other := ledger.document.other) is None:
+        return
+    beside = Ledger(ledger.paths.beside, replace(ledger.document, runtime=other))
+    end_process(host, beside)
+    release(host, beside)
+    ledger.document.other = None
+
+
+def settle_memory(ledger: Ledger) -> str:
+    """What becomes of the memory in a file when a run ends, or is to, while it was being saved or restored.
+
+    A file that was not the machine yet goes. One that may have run again is not used any more: its disks are others.
+
+    :returns: what is to be known, in words
+    """
+    document, pending = ledger.document, ledger.document.pending
+    if pending is None:
+        return ""
+    if has_begun_to_run(document) and document.saved is not None:
+        file = document.saved.path or ledger.paths.memory
+        document.saved = None
+        return f"; it may have run after it was restored: what was saved, in {file}, is kept, and not used any more"
+    if pending.operation == SAVE and document.saved is None and document.runtime is not None:
+        head = Head(uuid=document.runtime.spec.uuid, key=pending.arguments["key"])
+        with suppress(OSError):
+            remove(Path(pending.arguments["path"]), head)
+    return ""
+
+
+def release_links(runtime: Runtime) -> list[str]:
+    """Take away what a run's cards stood on. Idempotent; QEMU must be gone."""
+    return [notice for nic in runtime.spec.nics for notice in release_nic(runtime, nic)]
+
+
+def release_group(runtime: Runtime) -> list[str]:
+    """Take away a run's control group. Idempotent; QEMU must be gone."""
+    if runtime.cgroup and not Cgroup(Path(runtime.cgroup)).remove():
+        return [f"{runtime.cgroup}: there are processes in it still"]
+    return []
+
+
+def release(host: Host, ledger: Ledger) -> list[str]:
     """Take away everything that a run had on the host. Idempotent; QEMU must be gone."""
     runtime = ledger.document.runtime
     if runtime is None:
         return []
-    notices: list[str] = []
-    for nic in runtime.spec.nics:
-        notices += release_nic(runtime, nic)
+    take_back(runtime.uid)
+    notices = release_links(runtime)
     try:
         end_tpm(ledger)
     except ProcessStuck as error:
         notices.append(str(error))
-    if runtime.cgroup and not Cgroup(Path(runtime.cgroup)).remove():
-        notices.append(f"{runtime.cgroup}: there are processes in it still")
+    notices += release_group(runtime)
     host.remove_folders(ledger.paths)
     ledger.paths.exit_status.unlink(missing_ok=True)
     return notices

@@ -7,7 +7,7 @@ here, and no name in it is followed.
 import os
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..errors import ArgumentError, ImageError, ImageSlow
-from ..ops import image
+from ..ops import image, qcow2
 from ..ops.chain import Chain, Layer, OpenImage, open_chain
 
 __all__ = ["Chain", "ImageInfo", "Layer", "OpenImage", "create_image", "image_info", "make_overlay", "open_chain"]
@@ -31,7 +31,9 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
 
     :ivar size: as a guest sees it
     :ivar allocated: what it takes of its storage; None for a block device
+    :ivar length: of the file or block device
     :ivar cluster_size: of a qcow2 image
+    :ivar options: how a qcow2 image is made that is like this one, in qemu-img's words
     :ivar backing_file: the image that it stands on, as it names it: not to be trusted, and relative to its own folder
     :ivar backing_format: the format of that one, where it is recorded
     """
@@ -40,7 +42,9 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     format: str
     size: int
     allocated: int | None
+    length: int
     cluster_size: int | None = None
+    options: dict[str, str] = {}
     backing_file: str | None = None
     backing_format: str | None = None
 
@@ -58,8 +62,9 @@ def image_info(path: str | os.PathLike[str], format: str) -> ImageInfo:
     try:
         is_file = image.protocol_driver(fd, name) == "file"
         allocated = os.fstat(fd).st_blocks * _SECTOR if is_file else None
+        length = os.lseek(fd, 0, os.SEEK_END)
         if format == "raw":
-            return ImageInfo(path=name, format=format, size=os.lseek(fd, 0, os.SEEK_END), allocated=allocated)
+            return ImageInfo(path=name, format=format, size=length, allocated=allocated, length=length)
         header = image.read_qcow2(fd, name)
     finally:
         os.close(fd)
@@ -68,10 +73,18 @@ def image_info(path: str | os.PathLike[str], format: str) -> ImageInfo:
         format=format,
         size=header.size,
         allocated=allocated,
+        length=length,
         cluster_size=header.cluster_size,
+        options=_options(header),
         backing_file=header.backing_file,
         backing_format=header.backing_format,
     )
+
+
+def _options(header: qcow2.Header) -> dict[str, str]:
+    options = {"cluster_size": str(header.cluster_size), "compat": "0.10" if header.version < 3 else "1.1"}
+    found = {"extended_l2": header.extended_l2, "lazy_refcounts": header.lazy_refcounts}
+    return options | {name: "on" for name, there in found.items() if there}
 
 
 def create_image(
@@ -129,6 +142,34 @@ def make_overlay(
     words, beneath = _create_words("qcow2", backing, qemu_img)
     assert beneath is not None
     _run([*words, path, str(beneath.size)], shown, timeout)
+
+
+def make_blank(
+    path: str,
+    format: str,
+    size: int,
+    *,
+    shown: str,
+    options: Mapping[str, str] = {},
+    backing: tuple[str, str] | None = None,
+    timeout: float = CREATE_TIMEOUT,
+    qemu_img: str = "qemu-img",
+) -> None:
+    """Make a file of ours an image that holds nothing yet.
+
+    :param path: an empty file; nobody else may know it
+    :param size: in bytes
+    :param shown: the path that it is going to have, for errors
+    :param options: of a qcow2 image, in qemu-img's words
+    :param backing: what it records as its backing file, and as its format: taken as it is, and not looked at
+    :param timeout: seconds for all of it
+    :param qemu_img: the program
+    :raises ImageError: qemu-img could not make it
+    """
+    words = [qemu_img, "create", "-q", "-f", format]
+    words += ["-o", ",".join(f"{name}={value}" for name, value in options.items())] if options else []
+    words += ["-u", "-b", backing[0], "-F", backing[1]] if backing is not None else []
+    _run([*words, path, str(size)], shown, timeout)
 
 
 def _create_words(format: str, backing: Layer | None, qemu_img: str) -> tuple[list[str], ImageInfo | None]:

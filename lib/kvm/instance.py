@@ -10,30 +10,41 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Final
 
-from ..errors import ConnectionClosed, DroverError, InstanceBusy, InstanceTimeout, MonitorTimeout, WrongState
+from ..errors import (
+    ConnectionClosed,
+    DroverError,
+    InstanceBusy,
+    InstanceTimeout,
+    MemorySaved,
+    MonitorTimeout,
+    OperationCancelled,
+    WrongState,
+)
 from ..monitor.connection import QmpConnection
-from . import launch, verify
+from . import launch, saving, verify
 from .condition import Condition, look, state_of
+from .deadlines import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT
 from .devices import Devices
-from .ending import conclude, end_process
+from .ending import conclude, end_process, settle_memory
+from .ends import Restart, Stop
+from .handover import Handover
 from .host import Host
 from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT
 from .mend import attach, collect, mend
-from .record import Stop, load
+from .record import Saved, check_settled, load
 from .repair import repair
 from .restart import is_due, later
 from .state import State
+from .upgrade import Upgraded, upgrade
 from .verify import Report
+from .witness import end_if_wanted
 
-# Seconds. What a guest usually takes to shut down; ten minutes of updates are its owner's business to allow.
-SHUTDOWN_TIMEOUT: Final = 60.0
-# Seconds for an answer of a QEMU that runs.
-ANSWER_TIMEOUT: Final = 10.0
 _ASK_AGAIN: Final = 5.0  # seconds: a guest that boots hears the power button only later
+_LOOK: Final = 0.5  # seconds until it is noticed that the wait for a guest is to end
 
 
-class Instance(Devices):
+class Instance(Devices, Handover):
     """An instance of a host.
 
     :param host: where it is
@@ -90,10 +101,13 @@ class Instance(Devices):
         with opened(self.host.paths, self.name, "repair", self.lock_timeout) as ledger:
             return repair(self.host, ledger, timeout)
 
-    def start(self, *, paused: bool = False, fds: launch.Taps = MappingProxyType({})) -> list[str]:
-        """Start it; nothing if it runs.
+    def start(
+        self, *, paused: bool = False, fresh: bool = False, fds: launch.Taps = MappingProxyType({})
+    ) -> list[str]:
+        """Start it; nothing if it runs. One that is saved is restored.
 
         :param paused: do not let the guest run yet
+        :param fresh: forget what was saved of it, and boot it
         :param fds: for each NIC of mode ``fd``, by its id, descriptors of its tap; they stay yours to close
         :returns: notices, in words: what the host lacks and the machine does without
         :raises StartFailed: QEMU did not come up; nothing of it stays
@@ -101,7 +115,61 @@ class Instance(Devices):
         with self._opened("start") as ledger:
             if ledger.document.runtime is not None:
                 return []
+            if ledger.document.saved is not None and not fresh:
+                return saving.restore(self.host, ledger, paused=paused)
+            saving.discard(ledger)
             return launch.start(self.host, ledger, paused=paused, fds=fds)
+
+    def save(self, *, file: str = "") -> Saved:
+        """Write its memory into a file, and end its QEMU; nothing if it is saved. If that fails, it runs on.
+
+        :param file: its path, where nothing is yet; empty: in the instance's own folder
+        :returns: what is known of it
+        :raises WrongState: it does not run
+        :raises NotSupported: it has something that cannot be saved
+        :raises FileExistsError: there is something already
+        :raises MigrationFailed: it could not be written, as where the disk is full
+        """
+        with self._opened("save") as ledger:
+            if ledger.document.runtime is None and ledger.document.saved is not None:
+                return ledger.document.saved
+        with self._running("save") as (ledger, vm):
+            return saving.save(self.host, ledger, vm, file)
+
+    def restore(self, *, file: str = "", emulator: str = "", paused: bool = False) -> list[str]:
+        """Start it as it was when it was saved. If that fails before it runs, it is saved still.
+
+        :param file: its path, where it was moved
+        :param emulator: the QEMU, where it is to be another one
+        :param paused: do not let the guest run yet; one that stood still when it was saved does so in any case
+        :returns: notices, in words
+        :raises WrongState: it is not saved
+        :raises MemoryUnusable: the file is not there or another one, or a disk was written to since
+        :raises StartFailed: QEMU did not come up, or did not take it
+        """
+        with self._opened("restore") as ledger:
+            if (runtime := ledger.document.runtime) is not None:
+                raise WrongState(self.name, State.PAUSED if runtime.paused else State.RUNNING, State.SAVED)
+            return saving.restore(self.host, ledger, file=file, emulator=emulator, paused=paused)
+
+    def upgrade(self, *, emulator: str = "") -> Upgraded:
+        """Have it go over to a new QEMU while it runs, as onto the binary of an update; nothing if it runs that.
+
+        :param emulator: the QEMU, where it is to be another one
+        :returns: what came of it
+        :raises WrongState: it does not run
+        :raises NotSupported: there cannot be two QEMUs of it at once; says what to do instead
+        :raises NoRoom: the host has not the memory for both
+        :raises StartFailed: the new one did not come up; it runs on where it is
+        :raises MigrationError: it did not go over, and runs on where it is
+        """
+        with self._running("upgrade") as (ledger, vm):
+            return upgrade(self.host, ledger, vm, emulator)
+
+    def discard(self) -> None:
+        """Forget what was saved of it; nothing where nothing is. Its next start boots it."""
+        with self._opened("discard") as ledger:
+            saving.discard(ledger)
 
     def stop(self, *, timeout: float = SHUTDOWN_TIMEOUT, force: bool = True) -> Stop:
         """Have the guest shut down by its power button, then end QEMU; if it does not run, it stays so.
@@ -110,14 +178,19 @@ class Instance(Devices):
         :param force: end it after that as if the plug was pulled
         :returns: how it ended
         :raises InstanceTimeout: the guest has not shut down, and was not to be forced; it may yet
+        :raises OperationCancelled: who looks on wanted it to end; the guest was asked, and may yet
         """
         with self._opened("stop", patient=False) as ledger:
             if ledger.document.runtime is None:
                 return _stay(ledger)
             ledger.document.runtime.asked = time.time()
             ledger.begin("stop")
-            if self._shut_down(ledger, timeout):
-                return _last(ledger)
+            try:
+                if self._shut_down(ledger, timeout):
+                    return _last(ledger)
+            except OperationCancelled:
+                ledger.commit()
+                raise
             if not force:
                 ledger.commit()
                 raise InstanceTimeout(self.name, "the guest has not shut down", timeout)
@@ -139,6 +212,10 @@ class Instance(Devices):
 
         :param timeout: seconds for the guest to shut down; after that it is forced to
         """
+        with self._opened("reboot", patient=False) as ledger:
+            check_settled(ledger.document, State.RUNNING)  # else it would be stopped, and not started
+            if ledger.document.saved is not None:
+                raise MemorySaved(self.name)
         self.stop(timeout=timeout)
         return self.start()
 
@@ -178,15 +255,16 @@ class Instance(Devices):
             vm.cont()
             return True
 
-    def restart_due(self) -> list[str] | None:
+    def restart_due(self, waited: Restart | None = None) -> list[str] | None:
         """Start it again after its run ended by itself, if that is due still.
 
+        :param waited: the restart whose time has come; another one that is due by now has its own
         :returns: notices, as of :meth:`start`; None where it is not due, for it runs or somebody wants it to stay
         :raises StartFailed: QEMU did not come up; it will be due again, later
         """
         with self._opened("restart") as ledger:
             due = ledger.document.restart
-            if due is None or not is_due(ledger.document, self.host.boot_id):
+            if due is None or not is_due(ledger.document, self.host.boot_id) or waited not in (None, due):
                 return None
             try:
                 return launch.start(self.host, ledger, again=True)
@@ -210,14 +288,22 @@ class Instance(Devices):
             except DroverError:
                 if patient:
                     raise
+                settle_memory(ledger)
             yield ledger
 
     @contextmanager
-    def _running(self, operation: str) -> Iterator[tuple[Ledger, QmpConnection]]:
+    def _running(self, operation: str, *, moving: bool = False) -> Iterator[tuple[Ledger, QmpConnection]]:
+        """The instance's document under its lock, mended, and a connection to its QEMU.
+
+        :param moving: also while it is on its way between nodes: there ``cont`` alone may make two of it
+        :raises WrongState: it does not run; or it is on its way, and is to be left alone
+        """
         with opened(self.host.paths, self.name, operation, self.lock_timeout) as ledger, ExitStack() as stack:
             _, vm = attach(self.host, ledger, ANSWER_TIMEOUT, stack)
             if vm is None:
                 raise WrongState(self.name, State.STOPPED, State.RUNNING)
+            if not moving:
+                check_settled(ledger.document, State.RUNNING)
             yield ledger, vm
 
     @staticmethod
@@ -235,10 +321,7 @@ class Instance(Devices):
                 while (left := deadline - time.monotonic()) > 0:
                     mark = vm.event_mark()
                     vm.system_powerdown()
-                    try:
-                        vm.wait_event("SHUTDOWN", since=mark, timeout=min(left, _ASK_AGAIN))
-                    except MonitorTimeout:
-                        pass  # what counts is the state
+                    self._wait_for_guest(vm, mark, min(left, _ASK_AGAIN))
                     if state_of(vm)[0] is State.SHUTDOWN:
                         collect(self.host, ledger, vm, State.SHUTDOWN)
                         return True
@@ -248,6 +331,17 @@ class Instance(Devices):
             mend(self.host, ledger, ANSWER_TIMEOUT)
             return ledger.document.runtime is None
         return False
+
+    def _wait_for_guest(self, vm: QmpConnection, mark: int, timeout: float) -> None:
+        """Wait for the guest's shutdown; what counts is the state after that."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            end_if_wanted(self.name, "stop")
+            try:
+                vm.wait_event("SHUTDOWN", since=mark, timeout=min(left, _LOOK))
+                return
+            except MonitorTimeout:
+                pass
 
     def _kill(self, ledger: Ledger, detail: str) -> Stop:
         end_process(self.host, ledger)

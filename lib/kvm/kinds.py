@@ -16,12 +16,13 @@ from ..ops.chain import Layer
 from ..qmp.ready import ready
 from . import net
 from .argv.board import memory_backend
-from .argv.devices import USB_DRIVERS, usb_host
+from .argv.devices import USB_DRIVERS, free_usb_port, usb_host
 from .argv.nics import user_backend
+from .pins import pin_vcpus
 from .record import Device, Runtime
 from .spec import Disk, Nic, Spec, UsbDevice, VfioDevice
 
-_PERIPHERAL: Final = "/machine/peripheral"
+PERIPHERAL: Final = "/machine/peripheral"
 
 
 class Cpu(Struct, frozen=True, kw_only=True):
@@ -154,9 +155,9 @@ class _Disks(_Listed[Disk]):
 
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: Disk) -> Device:
         if wanted.bus == "virtio-blk":
-            bus, addr = _place(vm, wanted.id)
+            bus, addr = place_of(vm, wanted.id)
             return Device(kind=self.name, bus=bus, addr=addr)
-        target, lun = (vm.qom_get(f"{_PERIPHERAL}/{wanted.id}", name) for name in ("scsi-id", "lun"))
+        target, lun = (vm.qom_get(f"{PERIPHERAL}/{wanted.id}", name) for name in ("scsi-id", "lun"))
         return Device(kind=self.name, bus=_bus(vm, wanted.id), addr=f"{target}:{lun}")
 
 
@@ -174,8 +175,8 @@ class _Nics(_Listed[Nic]):
         return release_nic(runtime, wanted)
 
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: Nic) -> Device:
-        tap = net.tap_name(runtime.spec.uuid, wanted.id) if wanted.on_tap else ""
-        bus, addr = _place(vm, wanted.id)
+        tap = tap_of(runtime, wanted.id) if wanted.on_tap else ""
+        bus, addr = place_of(vm, wanted.id)
         return Device(kind=self.name, bus=bus, addr=addr, tap=tap)
 
 
@@ -183,13 +184,15 @@ class _Usb(_Listed[UsbDevice]):
     name, type, field = "usb", UsbDevice, "usb"
 
     def plug(self, vm: QmpConnection, runtime: Runtime, wanted: UsbDevice, given: Sequence[int] = ()) -> None:
-        vm.hot_add_usb(USB_DRIVERS[wanted.type], id=wanted.id, options=usb_host(wanted))
+        # QEMU would choose one, and tell nobody; and the other side of a migration has to have it there
+        port = free_usb_port([device.addr for device in runtime.devices.values() if device.kind == self.name])
+        vm.hot_add_usb(USB_DRIVERS[wanted.type], id=wanted.id, usb_port=port, options=usb_host(wanted))
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
         vm.hot_remove_usb(id, timeout=timeout)
 
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: UsbDevice) -> Device:
-        port = str(vm.qom_get(f"{_PERIPHERAL}/{wanted.id}", "port"))
+        port = str(vm.qom_get(f"{PERIPHERAL}/{wanted.id}", "port"))
         return Device(kind=self.name, bus=_bus(vm, wanted.id), addr=port)
 
 
@@ -203,7 +206,7 @@ class _Vfio(_Listed[VfioDevice]):
         vm.hot_remove_vfio(id, timeout=timeout)
 
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: VfioDevice) -> Device:
-        bus, addr = _place(vm, wanted.id)
+        bus, addr = place_of(vm, wanted.id)
         return Device(kind=self.name, bus=bus, addr=addr)
 
 
@@ -219,8 +222,9 @@ class Cpus(Kind[Cpu]):
         self._even_under_tcg = even_under_tcg
 
     def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Cpu, given: Sequence[int] = ()) -> None:
-        """Plug it in, at the first place that is free."""
+        """Plug it in, at the first place that is free, on the CPUs of the host that it is to run on."""
         vm.hot_add_cpu(id=wanted.id, even_under_tcg=self._even_under_tcg)
+        pin_vcpus(vm, runtime.spec)
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
         """Plug it out."""
@@ -310,15 +314,37 @@ def plug_nic(
     """
     spec = runtime.spec
     how: dict[str, Any] = {"mac": nic.mac, "model": nic.model, "bus": bus or None, "addr": addr or None}
+    # as on a command line: what is not booted from needs no ROM, whose size two nodes would have to agree on
+    how["options"] = {"romfile": ""} if nic.boot_index is None else {}
     if nic.mtu and nic.model == "virtio-net-pci":
-        how["options"] = {"host_mtu": nic.mtu}
+        how["options"]["host_mtu"] = nic.mtu
     if nic.mode == "user":
         vm.hot_add_nic(nic.id, backend=user_backend(nic), **how)
     else:
-        with net.plug(nic, spec.name, uuid=spec.uuid, index=_index(spec, nic), given=given) as plugged:
+        name = tap_of(runtime, nic.id)
+        with net.plug(nic, spec.name, uuid=spec.uuid, index=_index(spec, nic), name=name, given=given) as plugged:
             vm.hot_add_nic(nic.id, tap_fds=plugged.tap_fds, vhost_fds=plugged.vhost_fds, **how)
     if nic.link_state == "down":
         vm.set_link(nic.id, up=False)
+
+
+def tap_of(runtime: Runtime, id: str) -> str:
+    """The name of a card's interface in a run."""
+    return net.tap_name(runtime.spec.uuid, id, runtime.mark)
+
+
+def connect_nics(runtime: Runtime) -> list[str]:
+    """Let packets through the cards of a machine that has arrived, just before it runs. May be repeated.
+
+    :returns: notices of what could not be connected: it must not keep the guest from running
+    """
+    notices, spec = [], runtime.spec
+    for index, nic in enumerate(spec.nics):
+        try:
+            net.connect(nic, spec.name, uuid=spec.uuid, index=index, name=tap_of(runtime, nic.id))
+        except (DroverError, OSError) as error:
+            notices.append(f"nics[{index}]: {error}")
+    return notices
 
 
 def release_nic(runtime: Runtime, nic: Nic) -> list[str]:
@@ -329,7 +355,7 @@ def release_nic(runtime: Runtime, nic: Nic) -> list[str]:
     if not nic.on_tap:
         return []
     spec = runtime.spec
-    index, name = _index(spec, nic), net.tap_name(spec.uuid, nic.id)
+    index, name = _index(spec, nic), tap_of(runtime, nic.id)
     try:
         return net.release(nic, spec.name, uuid=spec.uuid, index=index, name=name)
     except (DroverError, OSError) as error:
@@ -341,12 +367,12 @@ def _index(spec: Spec, nic: Nic) -> int:
 
 
 def _bus(vm: QmpConnection, id: str) -> str:
-    return str(vm.qom_get(f"{_PERIPHERAL}/{id}", "parent_bus")).rpartition("/")[2]
+    return str(vm.qom_get(f"{PERIPHERAL}/{id}", "parent_bus")).rpartition("/")[2]
 
 
-def _place(vm: QmpConnection, id: str) -> tuple[str, str]:
-    """Its PCI bus and slot: both asked at once, for each answer takes QEMU half a millisecond."""
-    path = f"{_PERIPHERAL}/{id}"
+def place_of(vm: QmpConnection, id: str) -> tuple[str, str]:
+    """A device's PCI bus and slot: both asked at once, for each answer takes QEMU half a millisecond."""
+    path = f"{PERIPHERAL}/{id}"
     bus, addr = vm.execute_many([("qom-get", {"path": path, "property": name}) for name in ("parent_bus", "addr")])
     return str(bus).rpartition("/")[2], f"{int(addr) >> 3:x}.0"
 

@@ -9,7 +9,7 @@ unfinished start has never run its guest.
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import structs
 
-from ..errors import DroverError, MonitorError, NotSupported, SpawnFailed, StartFailed
+from ..errors import DroverError, MemorySaved, MonitorError, NotSupported, SpawnFailed, StartFailed
 from ..monitor.connection import QmpConnection
 from ..ops.chain import open_chain
 from . import argv, logs, net
@@ -28,16 +28,21 @@ from .argv.disks import disk_needs
 from .binary import Binary
 from .cgroup import Cgroup, Limits
 from .ending import conclude, end_process, log_tail
+from .ends import Stop
 from .firmware import find_firmware
 from .host import Host
+from .kinds import tap_of
 from .ledger import Ledger
+from .parcel import Parcel
+from .pins import pin_vcpus
 from .process import Process, spawn
-from .record import Device, Runtime, Stop, replace
+from .record import RESTORE, Device, Runtime, check_settled, replace
 from .root import own_root
 from .seed import seed_image
 from .servers import check_servers
 from .sockets import Listeners
-from .spec import BootSpec, LimitSpec
+from .spec import BootSpec, LimitSpec, Spec
+from .state import State
 from .tpm import start_tpm
 from .view import view
 
@@ -50,30 +55,49 @@ GREETING_TIMEOUT: Final = 60.0
 
 
 def start(
-    host: Host, ledger: Ledger, *, paused: bool = False, fds: Taps = MappingProxyType({}), again: bool = False
+    host: Host,
+    ledger: Ledger,
+    *,
+    paused: bool = False,
+    fds: Taps = MappingProxyType({}),
+    again: bool = False,
+    arrives: Callable[[QmpConnection], None] | None = None,
+    parcel: Parcel | None = None,
 ) -> list[str]:
     """Start an instance that does not run. All happens, or nothing of it stays.
 
     :param paused: do not let the guest run yet
     :param fds: for each NIC of mode ``fd``, by its id, descriptors of its tap; they stay yours to close
     :param again: because of its restart policy
+    :param arrives: its machine comes from elsewhere: called to have QEMU take it in, instead of letting it run
+    :param parcel: the machine that comes by that, where it was saved
     :returns: notices, in words: what the host lacks and the machine does without
     :raises StartFailed: QEMU did not come up
+    :raises WrongState: it may run on another node
+    :raises MemorySaved: it is saved, and another start would make that useless
     :raises DroverError: what it needs is not there
     :raises OSError: an image cannot be opened, or a file not be made
     """
     document = ledger.document
-    host.check(document.spec)
-    binary = host.binary(document.spec.emulator)
-    runtime = _plan(host, ledger, binary)
+    if document.saved is not None and parcel is None:
+        raise MemorySaved(ledger.name)
+    if arrives is None or parcel is not None:
+        check_settled(document, State.STOPPED)
+        document.passage = None  # it may have ended on its way
+    spec = structs.replace(parcel.spec, name=ledger.name) if parcel else document.spec
+    host.check(spec)
+    binary = host.binary(spec.emulator)
+    runtime = _plan(host, ledger, binary, spec, parcel)
     document.generation, document.runtime, runtime.paused = runtime.generation, runtime, paused
     begun = document.restart if again else None
     document.restart = begun and structs.replace(begun, due=False, at=time.time())
-    ledger.begin("start", paused=paused)
+    ledger.begin(RESTORE if parcel else "start", paused=paused or arrives is not None)
     try:
-        notices = _make(host, ledger, binary, runtime, fds)
+        notices = _make(host, ledger, binary, runtime, fds, parcel)
         with _greeted(ledger) as vm:
-            finish(vm, runtime, paused=paused)
+            finish(vm, runtime, paused=paused or arrives is not None)
+            if arrives is not None:
+                arrives(vm)
     except BaseException as error:
         _undo(host, ledger, error)
         raise
@@ -82,19 +106,40 @@ def start(
     return notices
 
 
+def start_beside(host: Host, ledger: Ledger, parcel: Parcel, mark: str) -> tuple[QmpConnection, list[str]]:
+    """Start a second QEMU of an instance that runs: it waits for its machine. What fails is the caller's to undo.
+
+    :param ledger: of the second one
+    :param parcel: the machine
+    :param mark: of the run: see :class:`.record.Runtime`
+    :returns: a connection to it, and notices, in words
+    """
+    binary = host.binary(parcel.spec.emulator)
+    runtime = _plan(host, ledger, binary, parcel.spec, parcel)
+    runtime.mark, ledger.document.runtime = mark, runtime
+    ledger.save()
+    notices = _make(host, ledger, binary, runtime, {}, parcel, held=True)
+    vm = _greeted(ledger)
+    try:
+        finish(vm, runtime, paused=True)
+    except BaseException:
+        vm.close()
+        raise
+    return vm, notices
+
+
 def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
     """What is left to do when QEMU answers and the guest has not run yet. May be repeated."""
     spec = runtime.spec
-    pinning = spec.cpu.pinning
-    for cpu in vm.query_cpus() if pinning else ():
-        os.sched_setaffinity(cpu.thread_id, cpu_set(pinning[min(cpu.cpu_index, len(pinning) - 1)]))
+    pin_vcpus(vm, spec)
     for protocol, screen in (("vnc", spec.vnc), ("spice", spec.spice)):
         if screen is not None and screen.password is not None:
             vm.set_password(protocol, screen.password.secret)
     for disk in spec.disks:
         if disk.throttle is not None:
             vm.set_disk_throttle(disk.id, disk.throttle.limits)
-    vm.remove_fdsets([disk.id for disk in spec.disks])
+    if spec.disks:
+        vm.remove_fdsets([disk.id for disk in spec.disks])
     for nic in spec.nics:
         if nic.link_state == "down":
             vm.set_link(nic.id, up=False)
@@ -102,29 +147,28 @@ def finish(vm: QmpConnection, runtime: Runtime, *, paused: bool) -> None:
         vm.cont()
 
 
-def cpu_set(text: str) -> set[int]:
-    """The host's CPUs that a text such as ``0-3,8`` names."""
-    ends = [part.partition("-") for part in text.split(",")]
-    return {number for first, dash, last in ends for number in range(int(first), int(last if dash else first) + 1)}
-
-
-def _plan(host: Host, ledger: Ledger, binary: Binary) -> Runtime:
+def _plan(host: Host, ledger: Ledger, binary: Binary, spec: Spec, parcel: Parcel | None) -> Runtime:
     document = ledger.document
-    verdict = host.acceleration(binary, document.spec.acceleration)
-    wants = document.spec.acceleration == "auto"
+    verdict = host.acceleration(binary, spec.acceleration)
+    wants = spec.acceleration == "auto"
+    if parcel is not None and verdict.accelerator != parcel.accelerator:
+        by = f"{verdict.accelerator}, by which it would run now"
+        raise NotSupported(f"the memory of a machine that ran by {parcel.accelerator}", by=by)
     return Runtime(
         generation=document.generation + 1,
         boot_id=host.boot_id,
-        spec=document.spec,
+        spec=spec,
         emulator=binary.path,
         version=binary.version,
-        machine=binary.resolve_machine(document.machine or document.spec.machine.type),
+        machine=binary.resolve_machine(parcel.machine if parcel else document.machine or spec.machine.type),
         accelerator=verdict.accelerator,
         notice=f"it runs without KVM, many times slower: {verdict.reason}" if wants and verdict.reason else "",
     )
 
 
-def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Taps) -> list[str]:
+def _make(
+    host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Taps, parcel: Parcel | None, held: bool = False
+) -> list[str]:
     """Prepare what the command line needs, and make the process. Our copies of descriptors are closed at the end."""
     paths, spec = ledger.paths, runtime.spec
     check_servers(ledger.name, spec)
@@ -132,17 +176,17 @@ def _make(host: Host, ledger: Ledger, binary: Binary, runtime: Runtime, taps: Ta
     host.make_folders(paths, identity)
     with ExitStack() as lent:
         boot, boot_fds = _open_boot(lent, spec.boot)
-        plan = argv.build(structs.replace(spec, boot=boot), _given(ledger, runtime), binary)
+        plan = argv.build(structs.replace(spec, boot=boot), _given(ledger, runtime, parcel), binary)
         fds = dict(_listen(lent, ledger, plan.fds))
         for need in plan.disks:
             fds |= _open_disk(lent, need)
         if CONSOLE_LOG in plan.fds:
             fds[CONSOLE_LOG] = logs.opened(lent, paths.console_log)
         runtime.devices = {device.id: _device(device) for device in plan.devices}
-        found, notices = _plug_nics(lent, runtime, taps)
+        found, notices = _plug_nics(lent, runtime, taps, arrives=held or ledger.document.passage is not None)
         log = logs.opened(lent, paths.log)
         logs.begin(log, runtime.generation)
-        group, lacks = host.group(paths.name, spec.uuid)
+        group, lacks = host.group(f"{paths.name}{runtime.mark and f'-{runtime.mark}'}", spec.uuid)
         runtime.uid = None if identity is None else identity.uid
         runtime.cgroup = "" if group is None else group.place  # a scope's is known later
         if spec.vsock_cid:
@@ -187,8 +231,8 @@ def _limit(group: Cgroup | None, wanted: LimitSpec) -> list[str]:
     return group.notices
 
 
-def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
-    paths, spec = ledger.paths, runtime.spec
+def _given(ledger: Ledger, runtime: Runtime, parcel: Parcel | None) -> argv.Given:
+    paths, spec, passage = ledger.paths, runtime.spec, ledger.document.passage
     code = variables = ""
     if spec.firmware.type == "uefi":
         found = find_firmware(spec.firmware, runtime.machine)
@@ -200,8 +244,10 @@ def _given(ledger: Ledger, runtime: Runtime) -> argv.Given:
              if stat.S_ISBLK(os.stat(layer.path).st_mode)]  # fmt: skip
     return argv.Given(
         machine=runtime.machine, accelerator=runtime.accelerator, private=paths.private,
-        block_devices=frozenset(names), firmware_code=code, firmware_vars=variables, places=ledger.document.places,
-        seed=str(paths.seed) if spec.cloud_init else "",
+        block_devices=frozenset(names), firmware_code=code, firmware_vars=variables,
+        places=parcel.places if parcel else ledger.document.places,
+        seed=str(paths.seed) if spec.cloud_init else "", incoming=passage is not None or parcel is not None,
+        board=parcel.board if parcel else passage.board if passage else None,
     )  # fmt: skip
 
 
@@ -235,14 +281,22 @@ def _make_variables(template: str, store: Path) -> None:
         replace(store, Path(template).read_bytes())
 
 
-def _plug_nics(lent: ExitStack, runtime: Runtime, taps: Taps) -> tuple[dict[str, int], list[str]]:
-    """Make the host's side of all cards. What is made is known by its name, and released by it."""
+def _plug_nics(
+    lent: ExitStack, runtime: Runtime, taps: Taps, *, arrives: bool
+) -> tuple[dict[str, int], list[str]]:
+    """Make the host's side of all cards. What is made is known by its name, and released by it.
+
+    :param arrives: the guest may run elsewhere yet: no packet for it is to come in here
+    """
     spec, fds, notices = runtime.spec, dict[str, int](), list[str]()
     for index, nic in enumerate(spec.nics):
         if nic.mode == "user":
             continue
         given = taps.get(nic.id, ())
-        plugged = lent.enter_context(net.plug(nic, spec.name, uuid=spec.uuid, index=index, given=given))
+        name = tap_of(runtime, nic.id)
+        plugged = lent.enter_context(
+            net.plug(nic, spec.name, uuid=spec.uuid, index=index, name=name, given=given, held=arrives)
+        )
         runtime.devices[nic.id].tap = plugged.name
         for kind, numbers in (("nic", plugged.tap_fds), ("vhost", plugged.vhost_fds)):
             fds |= {f"{kind}.{nic.id}.{pair}": fd for pair, fd in enumerate(numbers)}
@@ -251,7 +305,7 @@ def _plug_nics(lent: ExitStack, runtime: Runtime, taps: Taps) -> tuple[dict[str,
 
 
 def _device(built: argv.Built) -> Device:
-    return Device(kind=built.kind, bus=built.bus, addr=built.addr)
+    return Device(kind=built.kind, bus=built.bus, addr=built.addr, size=built.size)
 
 
 def _listen(lent: ExitStack, ledger: Ledger, wanted: tuple[str, ...]) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ from .lock import LOCK_TIMEOUT, locked
 from .paths import InstancePaths, Paths
 from .record import Document, Intent, load, runtime_of, save
 from .spec import Spec
+from .witness import witness
 
 
 class Ledger:
@@ -37,6 +38,7 @@ class Ledger:
         """
         self.document.pending = Intent(operation=operation, arguments=arguments, since=time.time())
         self.save()
+        witness().step(operation)
 
     def step(self, step: str, **arguments: Any) -> None:
         """Write down which step of it comes next, and what is known by now."""
@@ -44,6 +46,7 @@ class Ledger:
             self.document.pending.step = step
             self.document.pending.arguments.update(arguments)
         self.save()
+        witness().step(step)
 
     def commit(self) -> None:
         """Write down the result, and that nothing is under way any more: in one write."""

@@ -4,11 +4,13 @@ Netlink can do it as well, but the library for it takes 150 ms to load, three ti
 start of an instance may add to QEMU's own.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
 import socket
 import struct
+from array import array
 from typing import Final
 
 _GET_FLAGS: Final = 0x8913
@@ -17,8 +19,15 @@ _GET_MTU: Final = 0x8921
 _SET_MTU: Final = 0x8922
 _SET_MAC: Final = 0x8924
 _GET_INDEX: Final = 0x8933
+_ETHTOOL: Final = 0x8946
+_GET_DRIVER: Final = 0x3  # of ethtool's calls
+_DRIVER_INFO: Final = "I32s160x"  # struct ethtool_drvinfo: which call, the driver, and more
 _BRIDGE_ADD: Final = 0x89A2
 _BRIDGE_DELETE: Final = 0x89A3
+_PRIVATE: Final = 0x89F0
+_BRIDGE_INFO: Final = 6  # BRCTL_GET_BRIDGE_INFO, with a `struct __bridge_info` of so many bytes at most
+_BRIDGE_INFO_SIZE: Final = 128
+_BRIDGE_INFO_STP: Final = 47  # the byte there that says so
 _UP: Final = 0x1
 _ETHERNET: Final = 1
 _NAME_LIMIT: Final = 15  # IFNAMSIZ, without the final NUL
@@ -43,6 +52,22 @@ def get_mtu(name: str) -> int:
     return mtu
 
 
+def is_bridge(name: str) -> bool:
+    """Whether an interface is a bridge of the kernel's own.
+
+    :raises OSError: there is none of that name (ENODEV)
+    """
+    told = ctypes.create_string_buffer(struct.pack(_DRIVER_INFO, _GET_DRIVER, b""))
+    try:
+        _call(_ETHTOOL, name, struct.pack("P", ctypes.addressof(told)))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # of a kind that has no driver to speak of
+            return False
+        raise
+    driver: bytes = struct.unpack_from(_DRIVER_INFO, told)[1]
+    return driver.rstrip(b"\0") == b"bridge"
+
+
 def set_mtu(name: str, mtu: int) -> None:
     """Set it.
 
@@ -60,6 +85,18 @@ def set_up(name: str) -> None:
     """Switch it on."""
     flags: int = struct.unpack_from("H", _call(_GET_FLAGS, name))[0]
     _call(_SET_FLAGS, name, struct.pack("H", flags | _UP))
+
+
+def spans_tree(bridge: str) -> bool:
+    """Whether a bridge takes part in a spanning tree: it lets a new port wait then.
+
+    :raises OSError: `bridge` is none
+    """
+    # not by sysfs: what is mounted there may be of another network namespace
+    info = array("B", bytes(_BRIDGE_INFO_SIZE))
+    words = array("L", [_BRIDGE_INFO, info.buffer_info()[0], 0, 0])
+    _call(_PRIVATE, bridge, struct.pack("L", words.buffer_info()[0]))
+    return bool(info[_BRIDGE_INFO_STP])
 
 
 def join_bridge(bridge: str, name: str) -> None:

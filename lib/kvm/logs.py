@@ -12,7 +12,7 @@ import re
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 # Bytes of a log, and of what is beside it. A guest that boots prints some 50 kB to its console.
 LIMIT: Final = 4 << 20
@@ -50,6 +50,60 @@ def of_last_run(text: str) -> str:
     """What a log, or the end of it, has of the last run."""
     begins = list(_BEGIN.finditer(text))
     return text[begins[-1].end() :] if begins else text
+
+
+class Piece(NamedTuple):
+    """A part of a log.
+
+    :ivar start: the byte that it begins at
+    :ivar next: the one behind it
+    :ivar size: of the log, in bytes
+    """
+
+    start: int
+    next: int
+    size: int
+    data: bytes
+
+
+def piece(path: Path, *, after: int = 0, tail: int = 0, limit: int) -> Piece:
+    """A part of a log; of one that is not there nothing.
+
+    :param after: the byte that it begins at. Where the log is shorter by now, for its middle was taken out, its end
+    :param tail: so many bytes before its end instead, if it is not 0
+    :param limit: bytes at most
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return Piece(0, 0, 0, b"")
+    try:
+        size = os.fstat(fd).st_size
+        start = max(0, size - tail) if tail else min(after, size)
+        data = os.pread(fd, limit, start)
+        return Piece(start, start + len(data), max(size, start + len(data)), data)
+    finally:
+        os.close(fd)
+
+
+def tail(path: Path, limit: int) -> bytes:
+    """The end of a log, from the beginning of a line on.
+
+    :param limit: bytes at most
+    """
+    found = piece(path, tail=limit, limit=limit)
+    return found.data if found.start == 0 else found.data.partition(b"\n")[2]
+
+
+def take_over(path: Path, data: bytes) -> None:
+    """Have a log go on with what was written elsewhere, once: where it ends with that already, it has it."""
+    if not data or piece(path, tail=len(data), limit=len(data)).data == data:
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
 
 
 def bound(path: Path, limit: int = LIMIT) -> int:

@@ -10,19 +10,21 @@ from typing import Final
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
 from .condition import state_of
-from .ending import conclude, end_process, is_over, running, why_it_ended
+from .ending import QUIT_GRACE, conclude, end_process, is_over, running, why_it_ended
+from .ends import Stop
 from .host import Host
 from .keeper import read_status
+from .keys import are_placed, sweep
 from .launch import finish
 from .ledger import Ledger
 from .plugs import mend_plugs
 from .process import STATUS_TIMEOUT
-from .record import Stop
+from .record import DISCARD, LEAVE, RESTORE, SAVE, UPGRADE
+from .saving import discard, end_of_save, is_saved, mend_restore, mend_save
 from .sockets import dial
 from .state import State
+from .upgrade import finish_switch, has_switched, mend_upgrade
 
-# Seconds from the end of its monitors to its own: it frees the guest's memory, some 0.1 s a GiB.
-QUIT_GRACE: Final = 30.0
 # Seconds after a press of the power button in which a guest's shutdown is its answer: some install updates first.
 _ASKED: Final = 600.0
 ENDED_BY_GUEST: Final = {State.SHUTDOWN: "guest-shutdown", State.PANICKED: "panic"}
@@ -51,6 +53,8 @@ def attach(
     """
     if ledger.document.runtime is None:
         return _forget(ledger), None
+    if has_switched(ledger.document):
+        finish_switch(host, ledger)
     process = running(host, ledger)
     if process is None:
         return _ended(host, ledger, told), None
@@ -93,13 +97,17 @@ def _forget(ledger: Ledger) -> list[str]:
     if ledger.document.pending is None:
         return []
     what = ledger.document.pending.operation
+    if what == DISCARD:
+        discard(ledger)
     ledger.commit()
     return [f"{what}: nothing of it was left"]
 
 
 def _ended(host: Host, ledger: Ledger, told: str = "") -> list[str]:
     pending = ledger.document.pending
-    if pending is not None and pending.operation == "start":
+    if is_saved(ledger.document):
+        return end_of_save(host, ledger)
+    if pending is not None and pending.operation in ("start", RESTORE):
         stop = Stop(reason="start-failed", at=0, detail="the start was cut off, and is undone")
     else:
         stop = why_it_ended(host, ledger)
@@ -108,12 +116,30 @@ def _ended(host: Host, ledger: Ledger, told: str = "") -> list[str]:
     return [f"its run has ended: {stop.reason}, {stop.detail}", *conclude(host, ledger, stop)]
 
 
+def _forget_keys(ledger: Ledger, vm: QmpConnection) -> list[str]:
+    """Whoever was to take the keys of a migration away has not. In postcopy they may be needed yet."""
+    private = ledger.paths.private
+    if ledger.document.passage is not None or not are_placed(private):
+        return []
+    if vm.query_migrate().status.startswith("postcopy"):
+        return []
+    vm.disarm_tls()
+    sweep(private)
+    return ["the keys of a migration that is over were left, and are removed"]
+
+
 def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
     """The machine is there: complete what was begun with it, or undo it."""
     document, pending = ledger.document, ledger.document.pending
     if document.runtime is None:
         return []
-    notices = mend_plugs(ledger, vm)
+    if pending is not None and pending.operation == SAVE:
+        return mend_save(host, ledger, vm)
+    if pending is not None and pending.operation == RESTORE:
+        return mend_restore(host, ledger, vm)
+    if pending is not None and pending.operation == UPGRADE:
+        return mend_upgrade(host, ledger, vm)
+    notices = [*mend_plugs(ledger, vm), *_forget_keys(ledger, vm)]
     if document.pending is None or pending is None:
         return notices
     if pending.operation == "start":
@@ -122,7 +148,7 @@ def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[
         document.machine, document.last_stop = document.runtime.machine, None
         ledger.commit()
         return ["its start was cut off, and is completed"]
-    if pending.operation == "kill":
+    if pending.operation in ("kill", LEAVE):
         end_process(host, ledger)
         return _ended(host, ledger)
     # a request to shut down was sent, or not: the guest runs, and may follow yet

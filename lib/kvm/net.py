@@ -2,7 +2,8 @@
 
 :func:`plug` makes all or nothing. What it made can be taken away by whoever knows the NIC and its
 interface's name, and does not have to be the process that made it: :func:`release` may be repeated, and
-does not mind what is gone already. A tap itself goes with its last descriptor, and its routes and its
+does not mind what is gone already. That of a machine which is still on its way to this host is made *held*: no packet
+gets in or out before :func:`connect`. A tap itself goes with its last descriptor, and its routes and its
 place on a bridge with it; an Open vSwitch port, a rule and a macvtap device would stay.
 """
 
@@ -80,6 +81,7 @@ class _Jack(Struct, frozen=True, kw_only=True):
     uuid: str
     index: int
     name: str
+    held: bool = False
 
     def wrong(self, field: str, allowed: str) -> ArgumentError:
         return ArgumentError(f"nics[{self.index}].{field}", getattr(self.nic, field), allowed)
@@ -99,13 +101,14 @@ class _Jack(Struct, frozen=True, kw_only=True):
         scripts.run([path], env, timeout=timeout)
 
 
-def tap_name(uuid: str, nic: str) -> str:
+def tap_name(uuid: str, nic: str, mark: str = "") -> str:
     """The name of a NIC's interface on the host: always the same one, so that it is found again.
 
     :param uuid: of its instance
     :param nic: its id
+    :param mark: of the run: two QEMUs of one instance have each its own
     """
-    return "dr" + hashlib.blake2s(f"{uuid}/{nic}".encode(), digest_size=_NAME_HASH).hexdigest()
+    return "dr" + hashlib.blake2s(f"{uuid}/{nic}{mark and f'/{mark}'}".encode(), digest_size=_NAME_HASH).hexdigest()
 
 
 def plug(
@@ -116,6 +119,7 @@ def plug(
     index: int,
     name: str = "",
     given: Sequence[int] = (),
+    held: bool = False,
     timeout: float = scripts.TIMEOUT,
 ) -> Plugged:
     """Make the host's side of a NIC, all of it or nothing, and run its script.
@@ -128,12 +132,14 @@ def plug(
     :param index: which of the instance's NICs it is
     :param name: for the interface; :func:`tap_name` where it is not said
     :param given: mode ``fd``: descriptors of a tap, one for each pair of queues; they stay yours to close
+    :param held: all is made but for the last step, :func:`connect`
     :param timeout: of a script, in seconds
     :raises ArgumentError: what the NIC is to have does not fit this host; nothing of it is left
     :raises NetworkError: it could not be made; nothing of it is left
     :raises ScriptFailed: its script failed, or did not end; what that has made, the other script takes away
     """
-    jack = _Jack(nic=nic, instance=instance, uuid=uuid, index=index, name=_interface(nic, uuid, index, name, given))
+    name = _interface(nic, uuid, index, name, given)
+    jack = _Jack(nic=nic, instance=instance, uuid=uuid, index=index, name=name, held=held)
     try:
         with Rollback() as undo:
             plugged = Plugged(name=jack.name)
@@ -149,6 +155,24 @@ def plug(
             raise
         raise _explained(jack, error) from error
     return plugged
+
+
+def connect(nic: Nic, instance: str, *, uuid: str, index: int, name: str = "") -> None:
+    """Let packets through a NIC that was plugged in held: its guest is about to run. May be repeated.
+
+    Takes a fraction of a millisecond; one of mode ``routed`` a few.
+
+    :param name: of the interface; :func:`tap_name` where it is not said
+    :raises NetworkError: it could not be
+    """
+    jack = _Jack(nic=nic, instance=instance, uuid=uuid, index=index, name=name or tap_name(uuid, nic.id))
+    try:
+        if nic.mode in _PLUG:
+            links.set_up(jack.name)
+        if nic.mode == "routed":
+            netlink.add_route(jack.name, nic.ip, netlink.table_number(nic.link), replace=True)
+    except OSError as error:
+        raise _explained(jack, error) from error
 
 
 def release(
@@ -184,18 +208,19 @@ def can_move(old: Nic, new: Nic) -> bool:
     return old.mode == "bridge" and same == new
 
 
-def move(old: Nic, new: Nic, instance: str, *, uuid: str, index: int, timeout: float = scripts.TIMEOUT) -> list[str]:
+def move(
+    old: Nic, new: Nic, instance: str, *, uuid: str, index: int, name: str, timeout: float = scripts.TIMEOUT
+) -> list[str]:
     """Move the tap of a NIC that is plugged in to another bridge, or to another VLAN there. May be repeated.
 
     Where that fails it is on the old one again.
 
     :param old: as it is, and `new`, as it is to be: see :func:`can_move`; the other parameters are those of
-        :func:`plug`
+        :func:`release`
     :returns: notices
     :raises ArgumentError: the host has no such bridge; nothing was touched
     :raises NetworkError: it could not be moved
     """
-    name = tap_name(uuid, new.id)
     was, jack = (_Jack(nic=nic, instance=instance, uuid=uuid, index=index, name=name) for nic in (old, new))
     try:
         mtu = _check_bridge(jack)
@@ -232,7 +257,8 @@ def _plug_bridge(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     # A bridge takes the lowest MTU of its ports, so a tap with a lower one would lower all the others'.
     _make_tap(jack, plugged, max(mtu, nic.mtu or 0))
     _join(jack)
-    _set_up(jack, ip=False)
+    # the spanning tree takes its time with a port, up to half a minute
+    _set_up(jack, ip=False, held=jack.held and not links.spans_tree(nic.link))
     plugged.notices += _too_long(nic)
 
 
@@ -268,7 +294,7 @@ def _plug_ovs(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     if nic.link in _interfaces():  # which a bridge of Open vSwitch's need not be
         mtu = max(mtu, links.get_mtu(nic.link))
     _make_tap(jack, plugged, mtu)
-    _set_up(jack, ip=False)
+    _set_up(jack, ip=False, held=jack.held)
     undo.remember("the port", lambda: ovs.delete_port(jack.name))  # first: a change that was slow may come yet
     try:
         ovs.add_port(nic.link, jack.name, nic.vlan, ovs.port_ids(nic, jack.uuid))
@@ -290,7 +316,7 @@ def _plug_routed(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     except ValueError:
         raise jack.wrong("ip", "the guest's address, IPv4 or IPv6") from None
     _make_tap(jack, plugged, nic.mtu)
-    _set_up(jack, ip=True)
+    _set_up(jack, ip=True, held=jack.held)
     if Path(_FORWARDING[version]).read_text(encoding="ascii").strip() == "0":
         plugged.notices.append(f"{_FORWARDING[version]} is 0: nobody but this host reaches {nic.ip}")
     for file, value in _SYSCTLS[version].items():
@@ -298,6 +324,9 @@ def _plug_routed(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     if table is not None:
         undo.remember("the rule", lambda: netlink.delete_rules(jack.name))
         netlink.add_rule(jack.name, nic.ip, table)
+    if jack.held:
+        netlink.load()  # it is to be quick when the guest waits for it
+        return
     try:
         netlink.add_route(jack.name, nic.ip, table)
     except OSError as error:
@@ -319,7 +348,7 @@ def _plug_macvtap(jack: _Jack, plugged: Plugged, undo: Rollback) -> None:
     netlink.add_macvtap(jack.name, nic.link, nic.mac)
     plugged.tap_fds = open_macvtap(jack.name, queues=nic.queues).fds
     _set_mtu(jack, nic.mtu)
-    _set_up(jack, ip=False)
+    _set_up(jack, ip=False, held=jack.held)
 
 
 def _release_routed(jack: _Jack) -> None:
@@ -392,11 +421,12 @@ def _set_mtu(jack: _Jack, mtu: int | None) -> None:
         raise
 
 
-def _set_up(jack: _Jack, *, ip: bool) -> None:
+def _set_up(jack: _Jack, *, ip: bool, held: bool) -> None:
     if not ip:  # the host is to say nothing to the guest by itself
         with contextlib.suppress(OSError):  # there may be no IPv6 at all
             Path(f"/proc/sys/net/ipv6/conf/{jack.name}/disable_ipv6").write_text("1", encoding="ascii")
-    links.set_up(jack.name)
+    if not held:
+        links.set_up(jack.name)
 
 
 def _mtu_of_link(jack: _Jack, others: Callable[[], list[str]]) -> int:

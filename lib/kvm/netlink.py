@@ -69,16 +69,23 @@ def set_port_vlan(port: str, vlan: int) -> None:
         netlink.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": _PVID_UNTAGGED})
 
 
-def add_route(device: str, ip: str, table: int | None) -> None:
+def load() -> None:
+    """Load what takes its time to load."""
+    with _netlink():
+        pass
+
+
+def add_route(device: str, ip: str, table: int | None, *, replace: bool = False) -> None:
     """Lead to one address through a device.
 
     :param table: of routes; None for the main one
+    :param replace: in the place of one that there is
     :raises OSError: there is such a route already (EEXIST)
     """
     address = ipaddress.ip_address(ip)
     with _netlink() as netlink:
         netlink.route(
-            "add",
+            "replace" if replace else "add",
             dst=f"{address}/{address.max_prefixlen}",
             oif=get_index(device),
             scope="link" if address.version == 4 else "universe",

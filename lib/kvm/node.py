@@ -10,20 +10,34 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from ..errors import DroverError, InstanceBusy, InstanceExists, InstanceNotFound, RecordError, WrongState
-from . import aside
+from ..errors import (
+    DroverError,
+    InstanceBusy,
+    InstanceExists,
+    InstanceNotFound,
+    MemorySaved,
+    Overtaken,
+    RecordError,
+    WrongState,
+)
+from . import aside, memory_file, room
 from .boot import Outcome, Tell, start_all, stop_all
 from .clone import Cloned, clone
 from .clone import Tell as Copied
 from .condition import Condition
+from .deadlines import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT
+from .ending import running
+from .handover import Arrival, Settings
 from .host import Host
-from .instance import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT, Instance
+from .instance import Instance
+from .keys import Keys, are_placed
 from .ledger import Ledger, opened
 from .lock import LOCK_TIMEOUT, locked
+from .parcel import Parcel
 from .paths import Paths, check_name
-from .record import Document, load, save, sync_folder
+from .record import Document, Passage, load, save, sync_folder
 from .spec import Spec, completed
 from .state import State
 
@@ -59,10 +73,7 @@ class Node:
     @property
     def names(self) -> list[str]:
         """Of all instances."""
-        folder = self.host.paths.instances
-        if not folder.is_dir():
-            return []
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(_ASIDE))
+        return self.host.paths.names
 
     def instance(self, name: str, *, lock_timeout: float = LOCK_TIMEOUT) -> Instance:
         """The instance of this name.
@@ -82,17 +93,7 @@ class Node:
         :raises ArgumentError: this user can have none like that
         """
         self.host.check(spec)
-        paths = self.host.paths.instance(spec.name)
-        with locked(self.host.paths.locks, spec.name, "create"):
-            if paths.state.exists():
-                raise InstanceExists(spec.name)
-            folder = paths.state.with_name(f"{aside.PREFIX}{spec.name}")
-            aside.discard(folder)
-            aside.begin(folder, ())
-            save(folder / paths.document.name, Document(spec=completed(spec)))
-            os.rename(folder, paths.state)
-            sync_folder(paths.state.parent)
-        return Instance(self.host, spec.name)
+        return self._put(Document(spec=completed(spec)))
 
     def delete(self, name: str) -> None:
         """Forget an instance that does not run. Its disks are not touched.
@@ -107,7 +108,73 @@ class Node:
             os.rename(paths.state, gone)
             sync_folder(gone.parent)
             self._free(document.spec.uuid)
+            if document.saved is not None and document.saved.path:
+                memory_file.remove(Path(document.saved.path), memory_file.head_of(document.saved))
             shutil.rmtree(gone)
+
+    def accept(
+        self,
+        parcel: Parcel,
+        uri: str,
+        *,
+        epoch: int,
+        other: str,
+        settings: Settings = Settings(),  # noqa: B008
+        emulator: str = "",
+        home: Sequence[str] = (),
+        process: str = "",
+        keys: Keys | None = None,
+    ) -> Arrival:
+        """Make an instance that arrives from another node, and have a QEMU wait for its machine.
+
+        It is not started here but by that, and belongs to the other node until :meth:`Instance.finish_passage`. May
+        be repeated.
+
+        :param uri: where to listen: ``tcp:192.0.2.7:0``, ``unix:/path``
+        :param epoch: of the passage
+        :param other: the node that it comes from
+        :param emulator: the QEMU that is to wait, where it is another one than the specification's
+        :param home: where the daemon answers that has its owner record
+        :param process: the process that waits, as that record names it
+        :param keys: of TLS; None: it comes in the clear
+        :raises InstanceExists: there is one of this name here, which has not gone elsewhere
+        :raises Overtaken: it arrives already, or has gone, by a later passage
+        :raises NoRoom: there is not the memory for it that others have not been promised
+        :raises StartFailed: QEMU did not come up; nothing of it stays
+        """
+        spec = structs.replace(parcel.spec, emulator=emulator) if emulator else parcel.spec
+        name = spec.name
+        passage = Passage(
+            way="in", epoch=epoch, other=other, home=tuple(home), process=process, board=parcel.board
+        )
+        self.host.check(spec)
+        with locked(self.host.paths.locks, name, "accept"):
+            found = self._arriving(name, epoch)
+        if found is None:
+            document = Document(
+                spec=spec, machine=parcel.machine, places=parcel.places, generation=parcel.generation, passage=passage,
+                epoch=epoch,
+            )  # fmt: skip
+            with room.let_in(self.host.paths, spec):
+                if (self.host.paths.instance(name).state).exists():
+                    self.delete(name)  # it has gone elsewhere, and comes back
+                self._put(document)
+        instance = Instance(self.host, name)
+        try:
+            return instance.await_arrival(uri, epoch=epoch, settings=settings, keys=keys)
+        except (DroverError, OSError) as error:
+            if found is None:
+                self._undo(name, epoch, error)
+            raise
+
+    def abort_passage(self, name: str, *, epoch: int) -> str:
+        """End a passage; see :meth:`Instance.abort_passage`. Of an instance that was to arrive here nothing stays."""
+        instance = self.instance(name)
+        became = instance.abort_passage(epoch=epoch)
+        document = load(self.host.paths.instance(name).document)
+        if document.passage is not None and document.passage.way == "in":
+            self.delete(name)
+        return became
 
     def survey(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
         """How all instances are. One that hangs keeps no other waiting.
@@ -116,16 +183,21 @@ class Node:
         """
         return self._each(lambda instance: Report(name=instance.name, condition=instance.show(timeout=timeout)))
 
-    def adopt(self, *, timeout: float = ANSWER_TIMEOUT) -> list[Report]:
+    def adopt(self, *, timeout: float = ANSWER_TIMEOUT, look: bool = True) -> list[Report]:
         """After a restart of ours: find every machine that runs, untouched, and mend what was left unfinished.
 
         :param timeout: seconds for each QEMU to answer
+        :param look: report how they are, too; without it a QEMU that runs, and at which nothing was left unfinished,
+            is not asked at all
         """
         self._sweep()
 
         def adopt(instance: Instance) -> Report:
+            if not look and self._is_well(instance.name):
+                return Report(name=instance.name)
             notices = instance.mend(timeout=timeout)
-            return Report(name=instance.name, condition=instance.show(timeout=timeout), notices=notices)
+            condition = instance.show(timeout=timeout) if look else None
+            return Report(name=instance.name, condition=condition, notices=notices)
 
         return self._each(adopt)
 
@@ -185,6 +257,7 @@ class Node:
         :param tell: called with the bytes that are copied, and with how many there are
         :returns: the clone, and what is to be known about it
         :raises WrongState: `name` runs
+        :raises MemorySaved: it is saved, with its disks in the middle of something
         :raises InstanceExists: there is one of the new name
         :raises FileExistsError: there is something where a copy was to be
         :raises ArgumentError: a disk can be neither copied nor shared
@@ -194,10 +267,53 @@ class Node:
         if new == name:
             raise InstanceExists(new)
         with self._stopped(name, "clone") as ledger, locked(self.host.paths.locks, new, f"clone of {name}"):
+            if ledger.document.saved is not None:
+                raise MemorySaved(name)
             notices = clone(self.host.paths, ledger.document, new, disks, linked=linked, tell=tell)
         return Cloned(Instance(self.host, new), notices)
 
     # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _put(self, document: Document) -> Instance:
+        """Have an instance of this document.
+
+        :raises InstanceExists: there is one of its name
+        """
+        name = document.spec.name
+        paths = self.host.paths.instance(name)
+        with locked(self.host.paths.locks, name, "create"):
+            if paths.state.exists():
+                raise InstanceExists(name)
+            folder = paths.state.with_name(f"{aside.PREFIX}{name}")
+            aside.discard(folder)
+            aside.begin(folder, ())
+            save(folder / paths.document.name, document)
+            os.rename(folder, paths.state)
+            sync_folder(paths.state.parent)
+        return Instance(self.host, name)
+
+    def _arriving(self, name: str, epoch: int) -> Passage | None:
+        """The passage by which it arrives already; None where it may begin to.
+
+        :raises InstanceExists: it is here
+        :raises Overtaken: by a later one
+        """
+        try:
+            document = load(self.host.paths.instance(name).document)
+        except FileNotFoundError:
+            return None
+        passage = document.passage
+        if passage is None or passage.way in ("out", "torn"):
+            raise InstanceExists(name)
+        if document.epoch > epoch or (passage.way == "in") != (passage.epoch == epoch):
+            raise Overtaken(name, epoch, str(passage))
+        return passage if passage.way == "in" else None
+
+    def _undo(self, name: str, epoch: int, error: BaseException) -> None:
+        try:
+            self.abort_passage(name, epoch=epoch)
+        except (DroverError, OSError) as failure:
+            error.add_note(f"undo of the arrival failed: {failure}")
 
     @contextmanager
     def _stopped(self, name: str, operation: str) -> Iterator[Ledger]:
@@ -224,6 +340,20 @@ class Node:
         shutil.rmtree(self.host.paths.events(uuid), ignore_errors=True)
         if not self.host.rootless:
             self.host.uids.give_back(uuid)
+
+    def _is_well(self, name: str) -> bool:
+        """Whether its QEMU is there, and nobody has begun what is not done; looked at without its lock."""
+        paths = self.host.paths.instance(name)
+        try:
+            document = load(paths.document)
+        except (RecordError, OSError):
+            return False
+        unfinished = document.pending is not None or are_placed(paths.private)
+        process = None if unfinished else running(self.host, Ledger(paths, document))
+        if process is None:
+            return False
+        process.close()
+        return True
 
     def _sweep(self) -> None:
         """Remove what a create, clone or delete that was cut off has left."""

@@ -15,6 +15,8 @@ from ..errors import ArgumentError
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 # sun_path of unix(7) holds 108 bytes with the final NUL.
 _SOCKET_PATH: Final = 107
+_NEXT: Final = "next"  # what a second QEMU's are called
+_ROOT_STATE: Final = Path("/var/lib/drover")
 
 
 def check_name(name: str) -> str:
@@ -57,6 +59,11 @@ class InstancePaths:
         return self.state / "console.log"
 
     @property
+    def memory(self) -> Path:
+        """The memory of a machine that was saved, unless that was to be elsewhere."""
+        return self.state / "memory"
+
+    @property
     def nvram(self) -> Path:
         """UEFI's variable store."""
         return self.state / "nvram.fd"
@@ -76,9 +83,22 @@ class InstancePaths:
         """How its TPM ended."""
         return self.state / "tpm-status"
 
+    @property
+    def beside(self) -> "InstancePaths":
+        """Those of a second QEMU of the same instance, until it is the only one."""
+        return _Beside(self.name, self.state, self.run / _NEXT, self.private / _NEXT)
+
     def socket(self, what: str) -> Path:
         """A socket that is bound here: ``control``, ``events``, ``people``, ``serial``, ``agent``."""
         return self.run / what
+
+
+class _Beside(InstancePaths):
+    __slots__ = ()
+
+    @property
+    def exit_status(self) -> Path:
+        return self.state / f"exit-status-{_NEXT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +112,13 @@ class Paths:
     def instances(self) -> Path:
         """A folder for each instance."""
         return self.state / "instances"
+
+    @property
+    def names(self) -> list[str]:
+        """Of all instances that there are."""
+        if not self.instances.is_dir():
+            return []
+        return sorted(entry.name for entry in self.instances.iterdir() if not entry.name.startswith("."))
 
     @property
     def cache(self) -> Path:
@@ -113,6 +140,16 @@ class Paths:
         """Which user id belongs to which instance."""
         return self.state / "uids"
 
+    @property
+    def pki(self) -> Path:
+        """Certificates and keys: root's are configuration, which survives a reset of the state."""
+        return Path("/etc/drover/pki") if self.state == _ROOT_STATE else self.state / "pki"
+
+    @property
+    def along(self) -> Path:
+        """What is kept of disks that come with machines from other nodes, until those have come."""
+        return self.state / "along"
+
     def tpm(self, uuid: str) -> Path:
         """The state of an instance's TPM."""
         return self.state / "tpm" / uuid
@@ -120,6 +157,11 @@ class Paths:
     def events(self, uuid: str) -> Path:
         """What an instance's machine has told; by uuid, so that a rename changes nothing, and no namesake reads on."""
         return self.state / "events" / uuid
+
+    @property
+    def feed(self) -> Path:
+        """What the node daemon has told of all instances; no uuid begins so."""
+        return self.state / "events" / ".node"
 
     @property
     def shutdowns(self) -> Path:
@@ -142,7 +184,7 @@ class Paths:
 def default_paths() -> Paths:
     """The folders of this user."""
     if os.geteuid() == 0:
-        state, run = Path("/var/lib/drover"), Path("/run/drover")
+        state, run = _ROOT_STATE, Path("/run/drover")
     else:
         home = Path.home()
         state = Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "drover"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import convert, json, to_builtins
 
-from ..errors import ArgumentError, CommandError, DroverError, HotplugError, MonitorError, NotSupported
+from ..errors import CommandError, DeviceNotFound, DroverError, HotplugError, MonitorError, NotSupported
 from ..monitor.connection import QmpConnection
 from ..ops.unplug import UNPLUG_TIMEOUT
 from .changes import BACKEND, CHANGES, UNPLUGGING, finish_change
@@ -102,12 +102,12 @@ def change(ledger: Ledger, vm: QmpConnection, operation: str, given: Sequence[in
 def known(ledger: Ledger, id: str, kind: str) -> Device:
     """A device that is plugged in.
 
-    :raises ArgumentError: there is none of this kind
+    :raises DeviceNotFound: there is none of this kind
     """
     devices = runtime_of(ledger.document).devices
     if id not in devices or devices[id].kind != kind:
         names = ", ".join(name for name, device in devices.items() if device.kind == kind) or "none"
-        raise ArgumentError("id", id, f"one of its {kind} devices: {names}")
+        raise DeviceNotFound(ledger.name, id, f"one of its {kind} devices: {names}")
     return devices[id]
 
 
@@ -163,7 +163,9 @@ def finish_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
         there = vm.query_devices()
     for name in [name for name, device in runtime.devices.items() if device.kind in KINDS and name not in there]:
         notices += _forget(ledger, vm, runtime, name)
-    notices += _weigh(ledger, vm, runtime)
+    passage = ledger.document.passage
+    if passage is None or passage.way != "in":  # of one that is awaited QEMU knows nothing yet
+        notices += _weigh(ledger, vm, runtime)
     if notices or kind is not None or operation in CHANGES:
         ledger.commit()
     return notices

@@ -6,17 +6,36 @@ and finds one asks QEMU what became of it, and completes or undoes it (:mod:`.re
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace as replace_fields
 
-from ..errors import RecordError
+from ..errors import RecordError, WrongState
 from ..qmp.ready import ready
-from .spec import Spec
+from .ends import Restart, Stop
+from .parcel import Board, Parcel
+from .spec import Spec, public
 
 SCHEMA: Final = 1
+
+# Whether an instance arrives here, is on its way from here, or has gone; or has ended between two nodes, and what is
+# left of its run must not go on.
+Way = Literal["in", "out", "gone", "torn"]
+# The intent of a QEMU's end whose machine has gone to another node.
+LEAVE: Final = "leave"
+# The intents of what is done with a machine's memory in a file, and the steps from which on there is no way back.
+SAVE: Final = "save"
+SAVED: Final = "saved"  # the file is the machine: its QEMU is to end
+RESTORE: Final = "restore"
+RUN: Final = "run again"  # QEMU is the machine: the file is not used again
+DISCARD: Final = "discard"
+# The intent of a move onto a second QEMU beside the first, and its step from which on that is the machine.
+UPGRADE: Final = "upgrade"
+SWITCHED: Final = "switched"
 
 
 class Device(Struct, kw_only=True, omit_defaults=True):
@@ -70,6 +89,7 @@ class Runtime(Struct, kw_only=True, omit_defaults=True):
     :ivar tpm_pid: of the TPM's emulator, with `tpm_start_time`
     :ivar paused: somebody wants the guest to stand still
     :ivar asked: Unix time when its power button was pressed by us
+    :ivar mark: what its taps and its control group have in their names, so that two QEMUs can be there at once
     """
 
     generation: int
@@ -90,42 +110,68 @@ class Runtime(Struct, kw_only=True, omit_defaults=True):
     tpm_start_time: int = 0
     paused: bool = False
     asked: float = 0.0
+    mark: str = ""
 
 
-class Stop(Struct, kw_only=True, omit_defaults=True):
-    """How the last run ended.
+class Passage(Struct, frozen=True, kw_only=True):
+    """The way of an instance from one node to another.
 
-    :ivar reason: ``request``, ``guest-shutdown``, ``host-signal``, ``panic``, ``crash``, ``host-boot``,
-        ``start-failed`` or ``unknown``
-    :ivar at: Unix time when it was found
-    :ivar detail: in words
-    :ivar exit_code: of QEMU, where it is known; `signal` that killed it
-    :ivar log: the last lines of QEMU's log
-    :ivar forced: we ended QEMU as if the plug was pulled
+    :ivar way: which way, as seen from here
+    :ivar epoch: counts them: whoever speaks of an earlier one has been overtaken
+    :ivar other: the node at the other end
+    :ivar home: of one that comes: where the daemon answers that has its owner record
+    :ivar process: of one that comes: the process that waits for it, as that record names it
+    :ivar listens: of one that comes: where that listens for it, in QEMU's words
+    :ivar exports: of one that comes with disks: where that exports them, a host and a port
+    :ivar board: of one that comes: what its devices are plugged into
     """
 
-    reason: str
+    way: Way
+    epoch: int
+    other: str
+    home: tuple[str, ...] = ()
+    process: str = ""
+    listens: str = ""
+    exports: str = ""
+    board: Board | None = None
+
+    def heard_at(self, listens: str, exports: str) -> "Passage":
+        """The same, of an instance that is awaited there."""
+        return replace_fields(self, listens=listens, exports=exports)
+
+    def torn(self) -> "Passage":
+        """The same, of an instance that has ended between two nodes."""
+        return replace_fields(self, way="torn")
+
+    def at_its_end(self) -> "Passage":
+        """The same, of an instance that is not here any more."""
+        return replace_fields(self, way="gone")
+
+    def __str__(self) -> str:
+        return f"one {self.way}, {self.other}, of epoch {self.epoch}"
+
+
+class Saved(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The memory of a machine that stands still, in a file, while no QEMU runs.
+
+    :ivar path: of the file; empty: in the instance's own folder
+    :ivar key: that is in the file, too: of this very save
+    :ivar form: how the memory lies there (:data:`drover.ops.saving.Form`)
+    :ivar size: bytes of the disk that the file takes
+    :ivar at: Unix time
+    :ivar parcel: the machine as it ran
+    :ivar paused: somebody wanted the guest to stand still
+    :ivar disks: by which is known that nobody has written to them since
+    """
+
+    key: str
+    form: Literal["mapped-ram", "stream"]
     at: float
-    detail: str = ""
-    exit_code: int | None = None
-    signal: int | None = None
-    log: str = ""
-    forced: bool = False
-
-
-class Restart(Struct, kw_only=True, omit_defaults=True):
-    """A start after a run that has ended by itself.
-
-    :ivar count: how many there were in a row, with this one
-    :ivar at: Unix time when it is due, or was begun
-    :ivar due: it has not begun
-    :ivar boot_id: the host's boot in which the run ended: it is due in no other one
-    """
-
-    count: int = 0
-    at: float = 0.0
-    due: bool = False
-    boot_id: str = ""
+    parcel: Parcel
+    path: str = ""
+    size: int = 0
+    paused: bool = False
+    disks: dict[str, str] = {}
 
 
 class Document(Struct, kw_only=True, omit_defaults=True):
@@ -139,6 +185,10 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     :ivar pending: the change that is under way
     :ivar last_stop: how the last run ended
     :ivar restart: the start again that is due, or what runs came of; None where somebody started it
+    :ivar passage: its way to or from another node; while there is one it is not started
+    :ivar epoch: of the last passage that there was
+    :ivar other: a second QEMU of it, which is to be the machine, or was: `pending` says which
+    :ivar saved: its memory, where that is in a file; beside a run only while `pending` says which of the two it is
     """
 
     schema: int = field(default=SCHEMA)
@@ -150,6 +200,39 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     pending: Intent | None = None
     last_stop: Stop | None = None
     restart: Restart | None = None
+    passage: Passage | None = None
+    epoch: int = 0
+    saved: Saved | None = None
+    other: Runtime | None = None
+
+
+_WHERE: Final[Mapping[Way, str]] = {
+    "in": "arriving from", "out": "on its way to", "gone": "gone to", "torn": "torn, on its way to",
+}  # fmt: skip
+
+
+def check_settled(document: Document, needed: str) -> None:
+    """See that nobody starts what may run elsewhere, nor changes, or lets run, what is on its way.
+
+    :param needed: the state that it would have to be in
+    :raises WrongState: it is on its way from or to another node, or has gone there
+    """
+    if (passage := document.passage) is not None and (passage.way != "torn" or document.runtime is not None):
+        where = _WHERE[passage.way]
+        raise WrongState(document.spec.name, f"{where} {passage.other}", needed)
+
+
+def public_saved(saved: Saved) -> dict[str, Any]:
+    """What is known of a machine's memory in a file, as JSON values for whoever may see it."""
+    shown: dict[str, Any] = msgspec.to_builtins(saved)
+    shown["parcel"] |= {"spec": public(saved.parcel.spec)}
+    return shown
+
+
+def has_begun_to_run(document: Document) -> bool:
+    """Whether it is being restored, and beyond the point from which on its QEMU is the machine."""
+    pending = document.pending
+    return pending is not None and pending.operation == RESTORE and pending.step == RUN
 
 
 def runtime_of(document: Document) -> Runtime:
@@ -197,6 +280,9 @@ def replace(path: Path, data: bytes) -> None:
         with open(fd, "wb", closefd=False) as file:
             file.write(data)
         os.fsync(fd)
+    except OSError as error:
+        error.filename = os.fspath(path)  # which a write does not say
+        raise
     finally:
         os.close(fd)
     os.rename(new, path)

@@ -213,5 +213,5 @@ def _with(spec: Spec, field: str, device: Any) -> Spec:
 
 
 def _tap(runtime: Runtime, id: str, body: Body) -> str:
-    name = net.tap_name(runtime.spec.uuid, id)
+    name = net.tap_name(runtime.spec.uuid, id, runtime.mark)
     return name if name in body.taps else next(iter(unknown_taps(runtime, body)), "")

@@ -7,7 +7,8 @@ then, the restart is due, until it is done or somebody wants the instance to sta
 import time
 from typing import Final
 
-from .record import Document, Restart, Stop
+from .ends import Restart, Stop
+from .record import Document
 
 # Seconds. The first one lets a host that is short of something recover; the last one still looks alive to its owner.
 FIRST_DELAY: Final = 1.0
@@ -27,6 +28,8 @@ def restart_after(document: Document, stop: Stop, boot_id: str) -> Restart | Non
     :param stop: how it ended
     """
     last = document.restart
+    if document.passage is not None:
+        return None  # it may run elsewhere
     if stop.reason == "start-failed":
         return None if last is None else later(last, stop.at)  # only what was a restart is tried again
     if stop.reason not in _FOLLOWED[document.spec.restart]:
@@ -41,9 +44,8 @@ def later(last: Restart, now: float) -> Restart:
 
     :param now: Unix time
     """
-    doublings = min(last.count, 20)
-    delay = min(FIRST_DELAY * 2**doublings, LONGEST_DELAY)
-    return Restart(count=last.count + 1, at=now + delay, due=True, boot_id=last.boot_id)
+    count = last.count + 1
+    return Restart(count=count, at=now + _delay(count), due=True, boot_id=last.boot_id)
 
 
 def is_due(document: Document, boot_id: str) -> bool:
@@ -53,5 +55,11 @@ def is_due(document: Document, boot_id: str) -> bool:
 
 
 def seconds_left(restart: Restart) -> float:
-    """How long until it is due. A clock that was set back makes nobody wait for longer than ever."""
-    return min(max(restart.at - time.time(), 0.0), LONGEST_DELAY)
+    """How long until it is due. A clock that was set back makes nobody wait for longer than was meant."""
+    return min(max(restart.at - time.time(), 0.0), _delay(restart.count))
+
+
+def _delay(count: int) -> float:
+    """Before the restart that is one of so many in a row."""
+    doublings = min(max(count - 1, 0), 20)
+    return min(FIRST_DELAY * 2.0**doublings, LONGEST_DELAY)

@@ -27,12 +27,18 @@ def check_servers(name: str, spec: Spec) -> None:
     :param name: the instance's
     :raises StartFailed: one is of no use; names the field
     """
+    for field, uri, error in useless_servers(spec):
+        raise StartFailed(name, f"{field} '{uri}': {error}") from error
+
+
+def useless_servers(spec: Spec) -> Iterator[tuple[str, str, NbdError]]:
+    """Do the same, and tell of each that is of no use: the field, what it says, and why."""
     deadline = time.monotonic() + TIMEOUT
     for field, uri, read_only in _sources(spec):
         try:
             _shake_hands(parse_nbd(uri), read_only, max(0.0, deadline - time.monotonic()))
         except NbdError as error:
-            raise StartFailed(name, f"{field} '{uri}': {error}") from error
+            yield field, uri, error
 
 
 def _sources(spec: Spec) -> Iterator[tuple[str, str, bool]]:

@@ -9,6 +9,7 @@ class State(StrEnum):
     """What an instance does."""
 
     STOPPED = "stopped"
+    SAVED = "saved"  # it does not run, and its memory is in a file
     RUNNING = "running"
     PAUSED = "paused"
     STARTING = "starting"  # QEMU is there, and the guest has never run

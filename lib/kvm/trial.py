@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from ..errors import BinaryError, BinarySlow, CommandError, ConnectionClosed, MonitorError, MonitorTimeout
 from ..monitor.connection import QmpConnection
+from ..ops.cpu_model import CpuModel
 from .keeper import ExitStatus
 from .process import ENVIRONMENT, stuck
 from .rollback import Rollback
@@ -75,6 +76,17 @@ class Trial:
         """
         try:
             return self.qmp.execute(command, arguments, timeout=self._left())
+        except (MonitorError, CommandError) as error:
+            raise self._verdict(error) from error
+
+    def cpu_model(self, name: str) -> CpuModel:
+        """What its CPUs are.
+
+        :param name: of the model that it was started with
+        :raises BinaryError: it ended, or cannot tell
+        """
+        try:
+            return self.qmp.query_cpu_model(name)
         except (MonitorError, CommandError) as error:
             raise self._verdict(error) from error
 

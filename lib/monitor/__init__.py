@@ -5,6 +5,7 @@
 - :mod:`.socket`      :class:`~.socket.MonitorSocket`, a socket's life: dialled with a deadline
 - :mod:`.converse`    a short talk with one who is no monitor, such as an NBD server
 - :mod:`.listen`      a listening socket, for one caller at a time; :mod:`.listener`, for a QEMU that dials us
+- :mod:`.certificates`  what TLS needs, made
 - :mod:`.discovery`   what a QEMU build can do, asked once per build
 - :mod:`.verbs`       every verb of a QMP monitor, one line each, for both faces
 - :mod:`.link`        one connection: bytes between the wire and the session

@@ -22,6 +22,7 @@ needs its brackets. ``str()`` of a parsed address parses to the same address.
 import os
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ..errors import ArgumentError
@@ -123,6 +124,7 @@ Endpoint = UnixAddress | AbstractAddress | TcpAddress | VsockAddress
 Address = str | os.PathLike[str] | tuple[str, int] | Endpoint | int | socket.socket
 
 
+@lru_cache(1024)  # what is parsed is frozen; connections that come and go are to the same few
 def parse_address(text: str) -> Endpoint:
     """Parse an address; this module says how.
 

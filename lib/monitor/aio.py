@@ -8,10 +8,13 @@ import asyncio
 import select
 import socket
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final, Self, TypeVar
 
 from ..errors import ConnectionClosed
+from ..ops.port import Arguments
 from ..qmp.events import EventStream, Waitable
+from ..qmp.life import Call
 from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
@@ -27,18 +30,98 @@ T = TypeVar("T")
 TICK: Final = 0.001
 
 
+class _Doze(asyncio.Future[None]):
+    """What a task waits by for what is read: it goes on within the turn of the loop that has read it.
+
+    A future has its task go on in the loop's next turn, which is one more system call, and a third of what a call
+    costs beside QEMU. What a task waits by is asked for one callback, its own, in its own context.
+    """
+
+    resume: Callable[[Any], object] | None = None
+    context: Context | None = None
+
+    def __init__(self, link: "AsyncLink[Any]") -> None:
+        super().__init__(loop=link.loop)
+        self._link = link
+
+    def add_done_callback(self, fn: Callable[[Self], object], /, *, context: Context | None = None) -> None:
+        if self.resume is None and context is not None and not self.done():
+            self.resume, self.context = fn, context
+        else:
+            super().add_done_callback(fn, context=context)
+
+    def remove_done_callback(self, fn: Callable[[Self], object], /) -> int:
+        if self.resume is None or self.resume != fn:
+            return super().remove_done_callback(fn)
+        self.resume = None
+        return 1
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._resume_later()
+        return cancelled
+
+    def wake(self) -> None:
+        """It is over: now if this comes of what was read, else in the loop's next turn, for a task may run now."""
+        if self._link.woken is not None:
+            self._link.woken.append(self)
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """It is over, in the loop's next turn."""
+        if not self.done():
+            self.set_result(None)
+            self._resume_later()
+
+    def end_now(self) -> None:
+        """It is over; no task may be running now."""
+        if not self.done():
+            self.set_result(None)
+            if self.resume is not None and self.context is not None:
+                self.context.run(self.resume, self)
+
+    def _resume_later(self) -> None:
+        if self.resume is not None:
+            self.get_loop().call_soon(self.resume, self, context=self.context)
+
+
 class AsyncLink(Link[S]):
-    """One connection on one event loop."""
+    """One connection on one event loop.
+
+    :ivar woken: while what was read is taken in: who goes on after that
+    """
+
+    woken: list[_Doze] | None = None
 
     def __init__(self, wire: Wire, session: S) -> None:
         super().__init__(wire, session)
         self.loop = asyncio.get_running_loop()
         self._writing = False
-        self._deadlines: dict[asyncio.Future[None], float] = {}
+        self._deadlines: dict[_Doze, float] = {}
         self._alarm: asyncio.TimerHandle | None = None
-        self.loop.add_reader(wire.fileno(), self._readable)
+        self._flush: asyncio.Handle | None = None
+        self.loop.add_reader(wire.fileno(), self._on_readable)
         if wire.pending:
-            self.loop.call_soon(self._readable)
+            self.loop.call_soon(self._on_readable)
+
+    def submit(self, command: str, arguments: Arguments | None, fd: int | None, oob: bool) -> Call:
+        """Send a command: at once if it is alone, else with others of this turn of the loop, which is one system call.
+
+        Each call of the system costs as much as all that is done for a command here, and QEMU wakes up for each.
+        """
+        call = self.session.submit(command, arguments, fd, oob)
+        if self.session.busy and not oob:
+            if self._flush is None:
+                self._flush = self.loop.call_soon(self._send_together)
+        elif self.session.outbox:
+            self._send_some()
+        return call
+
+    def _send_together(self) -> None:
+        self._flush = None
+        self._send_some()
 
     def _send_some(self) -> None:
         super()._send_some()
@@ -50,7 +133,22 @@ class AsyncLink(Link[S]):
             else:
                 self.loop.remove_writer(self.wire.fileno())
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
+        """What the loop calls, which no task is running in; those who have waited for what is read go on in here."""
+        woken: list[_Doze] = []
+        self.woken = woken
+        try:
+            self._read_some()
+        finally:
+            self.woken = None
+            try:
+                while woken:
+                    woken.pop(0).end_now()
+            finally:
+                for doze in woken:  # a task was ended by Ctrl-C
+                    doze.end()
+
+    def _read_some(self) -> None:
         self._take_in(self.wire.receive())
         if self.session.fault is not None:
             self._shut()
@@ -61,8 +159,9 @@ class AsyncLink(Link[S]):
         if self._closed:
             return
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for handle in (self._alarm, self._flush):
+            if handle is not None:
+                handle.cancel()
         if not self.loop.is_closed():
             self.loop.remove_reader(self.wire.fileno())
             self.loop.remove_writer(self.wire.fileno())
@@ -71,7 +170,7 @@ class AsyncLink(Link[S]):
 
     def notice(self) -> None:
         while not self._closed and self.wire.is_hung_up():
-            self._readable()
+            self._read_some()
 
     def close(self, reason: ConnectionClosed) -> None:
         self.session.close(reason)
@@ -81,33 +180,24 @@ class AsyncLink(Link[S]):
         """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
         if awaited.done:
             return True
-        future: asyncio.Future[None] = self.loop.create_future()
-
-        def wake() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        awaited.notify = wake
-        if timeout is None:
-            try:
-                await future
-            finally:
-                awaited.notify = None
-            return awaited.done
-        self._set_deadline(future, timeout)
+        doze = _Doze(self)
+        awaited.notify = doze.wake
+        if timeout is not None:
+            self._set_deadline(doze, timeout)
         try:
-            await future
+            await doze
         finally:
             awaited.notify = None
-            del self._deadlines[future]
+            if timeout is not None:
+                del self._deadlines[doze]
         return awaited.done
 
     # One timer for all waits, set for the earliest deadline and not for each call: nearly all
     # calls end long before theirs, and a timer set and cancelled costs a tenth of a call.
 
-    def _set_deadline(self, future: "asyncio.Future[None]", timeout: float) -> None:
+    def _set_deadline(self, doze: _Doze, timeout: float) -> None:
         deadline = self.loop.time() + timeout
-        self._deadlines[future] = deadline
+        self._deadlines[doze] = deadline
         if self._alarm is None or deadline < self._alarm.when():
             self._set_alarm(deadline)
 
@@ -119,9 +209,9 @@ class AsyncLink(Link[S]):
     def _ring(self) -> None:
         self._alarm = None
         now = self.loop.time() + TICK
-        for future, deadline in self._deadlines.items():
-            if deadline <= now and not future.done():
-                future.set_result(None)
+        for doze, deadline in self._deadlines.items():
+            if deadline <= now:
+                doze.end()
         later = [deadline for deadline in self._deadlines.values() if deadline > now]
         if later:
             self._set_alarm(min(later))
@@ -211,12 +301,12 @@ class AsyncLife(Life[S], AsyncFace):
     def _make_link(self, wire: Wire, session: S) -> AsyncLink[S]:
         return AsyncLink(wire, session)
 
-    async def _run_async(
+    def _run_async(
         self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> T:
-        if self._link is None or self._temporary or self._is_lost():
-            return await self._ensured(flow, args, kwargs)
-        return await flow(self._port, *args, **kwargs)
+    ) -> Coroutine[Any, Any, T]:
+        if self._link is None or self._temporary or (self._reconnect is not None and self._is_lost()):
+            return self._ensured(flow, args, kwargs)
+        return flow(self._port, *args, **kwargs)
 
     async def __aenter__(self) -> Self:
         await self.connect()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ConnectionClosed, MonitorTimeout
 from ..ops.port import DEFAULT, Arguments, Port, Timeout
-from ..ops.slots import Reservations
+from ..ops.reservations import Reservations
 from ..qmp.conversation import Conversation
 from ..qmp.events import DEFAULT_LOG_SIZE, RECONNECTED, EventLog, Match
 from ..qmp.framing import DEFAULT_LIMIT
@@ -20,14 +20,106 @@ from ..qmp.session import QmpSession
 from ..qmp.timeouts import DEFAULT_TIMEOUT, command_timeout
 from .address import parse_address
 from .converse import converse, socket_address
-from .discovery import knowledge_of
+from .discovery import executable_of, knowledge_of
 from .life import Life, LinkPort, Reconnect
 from .link import Link
 from .socket import Address, Wire, describe
-from .verbs import Verbs
+from .verbs import Verbs, verb
 
 if TYPE_CHECKING:
     import ssl
+
+
+class FacePort(LinkPort[QmpSession], Port):
+    """What the ports of both faces share."""
+
+    _face: "QmpMonitor"
+
+    def __init__(self, face: "QmpMonitor") -> None:
+        self._face = face
+        self.reservations = face.reservations
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        return self.link.session.version
+
+    def event_mark(self) -> int:
+        return self._face.event_log.mark()
+
+    def submit(
+        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
+    ) -> Call:
+        link = self._face._link or self.link  # the property is only for its error: it costs as much as a lock
+        if fd is not None:
+            link.wire.check_descriptors()
+        return link.submit(command, arguments, fd, oob)
+
+    def abandon(self, call: Call) -> None:
+        link = self._face._link
+        if link is not None and not call.done:
+            link.abandon(call)
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Arguments | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        fd: int | None = None,
+        oob: bool = False,
+    ) -> Any:
+        """Run one command and return what QEMU returned. See :meth:`result` for what is raised."""
+        # all in one coroutine: three that await each other cost as much as all that the session does
+        call = self.submit(command, arguments, fd=fd, oob=oob)
+        link = self._face._link or self.link
+        limit = command_timeout(command, self._face.timeout) if timeout is DEFAULT else timeout
+        try:
+            if not call.done and not await link.wait(call, limit):
+                raise MonitorTimeout(command, limit)
+        finally:
+            if not call.done:
+                link.abandon(call)
+        return call.outcome()
+
+    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
+        if not call.done:
+            limit = command_timeout(call.command, self._face.timeout) if timeout is DEFAULT else timeout
+            link = self._face._link or self.link
+            if not await link.wait(call, limit):
+                raise MonitorTimeout(call.command, limit)
+        return call.outcome()
+
+    async def wait_event(
+        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
+    ) -> Event:
+        link = self.link
+        watch = link.watch(names, since, match)
+        try:
+            if not await link.wait(watch, timeout):
+                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
+        finally:
+            link.forget(watch)
+        return watch.outcome()
+
+    async def converse(self, address: str, conversation: Conversation, timeout: float) -> bool:
+        pid = await converse(parse_address(address), conversation, timeout, self.now, self.ready)
+        # a socket that this process listened on before it gave it to QEMU still bears our own number
+        return pid not in (None, os.getpid()) and pid == self.link.wire.peer_pid()
+
+    def locate(self, address: str) -> dict[str, Any]:
+        return socket_address(parse_address(address))
+
+    async def supported_commands(self) -> frozenset[str]:
+        knowledge = self.link.knowledge
+        if knowledge.commands is None:
+            knowledge.commands = frozenset(entry["name"] for entry in await self.execute("query-commands"))
+        return knowledge.commands
+
+    async def schema(self) -> Schema:
+        knowledge = self.link.knowledge
+        if knowledge.schema is None:
+            knowledge.schema = Schema(await self.execute("query-qmp-schema"))
+        return knowledge.schema
 
 
 class QmpMonitor(Verbs, Life[QmpSession]):
@@ -64,15 +156,19 @@ class QmpMonitor(Verbs, Life[QmpSession]):
         self.reservations = Reservations()
         self._oob = oob
         self._share_discovery = share_discovery
+        self._executable: os.stat_result | None = None  # of whom the connection that is being made is to
         self._known: Link[QmpSession] | None = None  # the last link that was ready: what it told stays true
         super().__init__(
             address, timeout=timeout, limit=limit, reconnect=reconnect, tls=tls, server_hostname=server_hostname
         )
 
-    _port: "FacePort"
+    _port: FacePort
+
+    if not TYPE_CHECKING:
+        execute = verb(FacePort.execute)  # not Port's, which its type is that of
 
     @abstractmethod
-    def _make_port(self) -> "FacePort":
+    def _make_port(self) -> FacePort:
         """How this face waits."""
 
     # -- what is known ---------------------------------------------------
@@ -106,6 +202,7 @@ class QmpMonitor(Verbs, Life[QmpSession]):
 
     def _make_session(self, wire: Wire, lost: Link[QmpSession] | None) -> QmpSession:
         on_ready = None if lost is None else partial(self._mark_gap, lost, wire.peer_pid(), time.time())
+        self._executable = executable_of(wire) if self._share_discovery else None
         return QmpSession(self.event_log, self._limit, self._oob, on_ready)
 
     def _opening(self, session: QmpSession) -> Call:
@@ -114,7 +211,7 @@ class QmpMonitor(Verbs, Life[QmpSession]):
     async def _opened(self, link: Link[QmpSession]) -> None:
         greeting = link.session.greeting
         if self._share_discovery and greeting is not None:
-            link.knowledge = knowledge_of(greeting, link.wire)
+            link.knowledge = knowledge_of(greeting, self._executable)
         await self._port.supported_commands()
         self._known = link
 
@@ -131,79 +228,6 @@ class QmpMonitor(Verbs, Life[QmpSession]):
             },
             found,
         )
-
-
-class FacePort(LinkPort[QmpSession], Port):
-    """What the ports of both faces share."""
-
-    _face: QmpMonitor
-
-    def __init__(self, face: QmpMonitor) -> None:
-        self._face = face
-        self.reservations = face.reservations
-
-    @property
-    def version(self) -> tuple[int, int, int]:
-        return self.link.session.version
-
-    def event_mark(self) -> int:
-        return self._face.event_log.mark()
-
-    def submit(
-        self, command: str, arguments: Arguments | None = None, *, fd: int | None = None, oob: bool = False
-    ) -> Call:
-        link = self._face._link or self.link  # the property is only for its error: it costs as much as a lock
-        if fd is not None:
-            link.wire.check_descriptors()
-        return link.submit(command, arguments, fd, oob)
-
-    def abandon(self, call: Call) -> None:
-        link = self._face._link
-        if link is not None and not call.done:
-            link.abandon(call)
-
-    async def result(self, call: Call, timeout: Timeout = DEFAULT) -> Any:
-        if not call.done:
-            limit = self._limit(call, timeout)
-            link = self._face._link or self.link
-            if not await link.wait(call, limit):
-                raise MonitorTimeout(call.command, limit)
-        return call.outcome()
-
-    async def wait_event(
-        self, names: Collection[str], *, since: int, match: Match | None = None, timeout: float | None
-    ) -> Event:
-        link = self.link
-        watch = link.watch(names, since, match)
-        try:
-            if not await link.wait(watch, timeout):
-                raise MonitorTimeout(f"event {' or '.join(names) or 'of any kind'}", timeout)
-        finally:
-            link.forget(watch)
-        return watch.outcome()
-
-    def _limit(self, call: Call, timeout: Timeout) -> float | None:
-        return command_timeout(call.command, self._face.timeout) if timeout is DEFAULT else timeout
-
-    async def converse(self, address: str, conversation: Conversation, timeout: float) -> bool:
-        pid = await converse(parse_address(address), conversation, timeout, self.now, self.ready)
-        # a socket that this process listened on before it gave it to QEMU still bears our own number
-        return pid not in (None, os.getpid()) and pid == self.link.wire.peer_pid()
-
-    def locate(self, address: str) -> dict[str, Any]:
-        return socket_address(parse_address(address))
-
-    async def supported_commands(self) -> frozenset[str]:
-        knowledge = self.link.knowledge
-        if knowledge.commands is None:
-            knowledge.commands = frozenset(entry["name"] for entry in await self.execute("query-commands"))
-        return knowledge.commands
-
-    async def schema(self) -> Schema:
-        knowledge = self.link.knowledge
-        if knowledge.schema is None:
-            knowledge.schema = Schema(await self.execute("query-qmp-schema"))
-        return knowledge.schema
 
 
 class EventTap:

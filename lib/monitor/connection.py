@@ -58,7 +58,7 @@ class BlockingLink(Link[S]):
         with self._lock:
             try:
                 while not awaited.done:
-                    if not self._wait_once(awaited, timeout):
+                    if not (self._stand_by(awaited, timeout) if self._leading else self._lead(timeout)):
                         return awaited.done
                     if deadline is not None and not awaited.done:
                         timeout = deadline - time.monotonic()
@@ -69,9 +69,8 @@ class BlockingLink(Link[S]):
                     self._followers[0].wake()
         return True
 
-    def _wait_once(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
-        if not self._leading:
-            return self._lead(timeout)
+    def _stand_by(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
+        """Wait while another thread reads."""
         if self.session.outbox:
             return self._push(timeout)
         return self._follow(awaited, timeout)
@@ -207,7 +206,7 @@ class BlockingLife(Life[S], BlockingFace):
         return BlockingLink(wire, session)
 
     def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        if self._link is None or self._temporary or self._is_lost():
+        if self._link is None or self._temporary or (self._reconnect is not None and self._is_lost()):
             return drive(self._ensured(flow, args, kwargs))
         return drive(flow(self._port, *args, **kwargs))
 

@@ -50,7 +50,7 @@ async def converse(
 async def _talk(
     wire: Wire, conversation: Conversation, left: Callable[[], float], ready: Ready, late: MonitorTimeout
 ) -> None:
-    unsent = b""
+    unsent = conversation.begin()
     while not conversation.done:
         unsent = unsent[wire.send(unsent) :] if unsent else unsent
         if not await ready(wire.fileno(), select.POLLOUT if unsent else select.POLLIN, left()):

@@ -41,24 +41,28 @@ class Knowledge:
 _known: dict[Build, Knowledge] = {}
 
 
-def knowledge_of(greeting: Greeting, wire: Wire) -> Knowledge:
-    """What is known of the QEMU that greeted on `wire`; empty, and shared by nobody, if its build cannot be told."""
-    build = _build(greeting, wire)
-    if build is None:
+def executable_of(wire: Wire) -> os.stat_result | None:
+    """The file that the process at the other end runs; None if that cannot be told. Ask while QEMU has yet to greet."""
+    pid = wire.peer_pid()
+    if pid is None or pid == os.getpid():
+        return None
+    try:
+        return os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+
+
+def knowledge_of(greeting: Greeting, file: os.stat_result | None) -> Knowledge:
+    """What is known of the QEMU that greeted so and runs `file`; empty, and shared by nobody, if none is told."""
+    if file is None:
         return Knowledge()
+    build = _build(greeting, file)
     while build not in _known and len(_known) >= MAX_BUILDS:
         _known.pop(next(iter(_known)), None)
     return _known.setdefault(build, Knowledge())
 
 
-def _build(greeting: Greeting, wire: Wire) -> Build | None:
-    pid = wire.peer_pid()
-    if pid is None or pid == os.getpid():
-        return None
-    try:
-        file = os.stat(f"/proc/{pid}/exe")
-    except OSError:
-        return None
+def _build(greeting: Greeting, file: os.stat_result) -> Build:
     qemu = greeting.version.qemu
     version = (qemu.major, qemu.minor, qemu.micro)
     return Build(version, greeting.version.package, file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size)

@@ -179,11 +179,11 @@ class AsyncQmpHumanMonitor(HumanVerbs, AsyncFace):
         self.connection = connection
         self.cpu_index: int | None = None
 
-    async def _run_async(
+    def _run_async(
         self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         through_qmp = _through_qmp(flow, self.connection.timeout, self.cpu_index)
-        return await self.connection._run_async(through_qmp, args, kwargs)
+        return self.connection._run_async(through_qmp, args, kwargs)
 
 
 def _through_qmp(

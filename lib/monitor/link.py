@@ -4,7 +4,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ..errors import ArgumentError, ConnectionClosed, MonitorError
 from ..ops.port import Arguments
@@ -21,6 +22,10 @@ class Session(Protocol):
     fault: MonitorError | None
     outbox: deque[tuple[bytes, Call]]
     ended: Waitable
+
+    @property
+    def busy(self) -> bool:
+        """Whether more than one command waits for its answer, those counted that are about to be sent."""
 
     def submit(self, command: str, arguments: Any, fd: int | None, oob: bool, /) -> Call:
         """Queue a command."""
@@ -43,6 +48,9 @@ class Session(Protocol):
 
 S = TypeVar("S", bound=Session)
 
+# Bytes that are put together for one system call: most commands have less than a hundred.
+_TOGETHER: Final = 4096
+
 
 class Link(ABC, Generic[S]):
     """One connection: a wire and the session on it. A face has at most one, and a new one for each connect."""
@@ -59,7 +67,8 @@ class Link(ABC, Generic[S]):
         """Send a command, or as much of it as goes without waiting."""
         with self._lock:
             call = self.session.submit(command, arguments, fd, oob)
-            self._send_some()
+            if self.session.outbox:
+                self._send_some()
         return call
 
     def abandon(self, call: Call) -> None:
@@ -96,21 +105,27 @@ class Link(ABC, Generic[S]):
 
     def _send_some(self) -> None:
         """Send what the socket takes now; the rest stays in the outbox."""
-        session = self.session
-        while session.outbox and not self._closed:
-            data, call = session.outbox[0]
+        outbox = self.session.outbox
+        while outbox and not self._closed:
+            data, call = outbox[0]
             fd = None if call.sent else call.fd
+            if fd is None and len(outbox) > 1:
+                data = _together(outbox)
             try:
                 count = self.wire.send(data, fd)
             except OSError as error:
                 if fd is None:
                     raise
                 allowed = f"an open descriptor, on a monitor that takes one ({error.strerror or error})"
-                session.refuse(call, ArgumentError("fd", fd, allowed))
+                self.session.refuse(call, ArgumentError("fd", fd, allowed))
+                outbox = self.session.outbox
                 continue
             if not count:
                 return
-            session.sent(count)
+            while count:
+                part = min(count, len(outbox[0][0]))
+                self.session.sent(part)
+                count -= part
 
     def _take_in(self, data: bytes | None) -> None:
         """Let the session say what it means that `data` was read."""
@@ -118,3 +133,14 @@ class Link(ABC, Generic[S]):
             self.session.receive(data)
         elif data is not None:
             self.session.close(ConnectionClosed(self.wire.fault or "QEMU closed the connection"))
+
+
+def _together(outbox: "deque[tuple[bytes, Call]]") -> bytes:
+    """The first piece, and as much of what follows it as can go along."""
+    pieces, size = [outbox[0][0]], len(outbox[0][0])
+    for data, call in islice(outbox, 1, None):
+        size += len(data)
+        if size > _TOGETHER or call.fd is not None:
+            break
+        pieces.append(data)
+    return b"".join(pieces) if len(pieces) > 1 else pieces[0]

@@ -5,58 +5,100 @@ from an asyncio face a coroutine function, with the flow's own parameters and do
 Either connects for the call, and closes after it, where the face is not connected.
 """
 
-import inspect
 from collections.abc import Callable, Coroutine
-from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from importlib import import_module
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeVar, overload
 
-from ..ops import (
-    agent_channel,
-    bitmaps,
-    blockjobs,
-    cdrom,
-    cpu,
-    disk,
-    display,
-    events,
-    exports,
-    fdset,
-    inventory,
-    jobs,
-    leftovers,
-    memory,
-    migration,
-    migration_settings,
-    nbd,
-    nic,
-    nodes,
-    power,
-    qom,
-    reaction,
-    rescue,
-    snapshots,
-    throttle,
-    unplug,
-    usb,
-    vfio,
-    virtio,
-)
-from ..ops import balloon as balloon_
-from ..ops import input as input_
 from ..ops.port import Port
 from ..qmp.schema import Schema
+
+if TYPE_CHECKING:
+    from ..ops import (
+        agent_channel,
+        bitmaps,
+        blanks,
+        blockjobs,
+        cdrom,
+        counters,
+        cpu,
+        cpu_model,
+        disk,
+        display,
+        events,
+        exports,
+        fdset,
+        inventory,
+        jobs,
+        leftovers,
+        memory,
+        migration,
+        migration_settings,
+        migration_tls,
+        mirrors,
+        nbd,
+        nic,
+        nodes,
+        power,
+        qom,
+        reaction,
+        rescue,
+        saving,
+        snapshots,
+        throttle,
+        unplug,
+        usb,
+        vfio,
+        virtio,
+    )
+    from ..ops import balloon as balloon_
+    from ..ops import input as input_
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Flow = Callable[Concatenate[Port, P], Coroutine[Any, Any, T]]
 
 
+class _Later(NamedTuple):
+    """A flow whose module nobody has needed so far."""
+
+    module: str
+    name: str
+
+    def flow(self) -> Callable[..., Any]:
+        """It, its module imported."""
+        flow: Callable[..., Any] = getattr(import_module(self.module, __package__), self.name)
+        return flow
+
+
+class _Flows:
+    """The flows of a module, each named and none loaded."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> _Later:
+        return _Later(self._module, name)
+
+
+if not TYPE_CHECKING:
+    # All flows of all verbs are half of what an import of this package took, and nobody uses more than some of them.
+    for _name in (
+        "agent_channel", "bitmaps", "blanks", "blockjobs", "cdrom", "counters", "cpu", "cpu_model", "disk",
+        "display", "events", "exports", "fdset", "inventory", "jobs", "leftovers", "memory", "migration",
+        "migration_settings", "migration_tls", "mirrors", "nbd", "nic", "nodes", "power", "qom", "reaction", "rescue",
+        "saving", "snapshots", "throttle", "unplug", "usb", "vfio", "virtio",
+    ):
+        globals()[_name] = _Flows(f"..ops.{_name}")
+    balloon_, input_ = _Flows("..ops.balloon"), _Flows("..ops.input")
+
+
 class BlockingFace:
     """A face whose verbs return their result."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        _bind(cls, "_blocking")
+    def perform(self, flow: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
+        """Run a flow that is no verb."""
+        return self._run(flow, (), {})
 
     def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         raise NotImplementedError
@@ -65,39 +107,32 @@ class BlockingFace:
 class AsyncFace:
     """A face whose verbs return a coroutine."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        _bind(cls, "_async")
+    async def perform(self, flow: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
+        """Run a flow that is no verb."""
+        return await self._run_async(flow, (), {})
 
-    async def _run_async(
+    def _run_async(
         self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         raise NotImplementedError
 
 
 class verb(Generic[P, T]):
-    """Makes a method of both faces from a flow."""
+    """Makes a method of both faces from a flow, when it is first asked for."""
 
     def __init__(self, flow: Flow[P, T]) -> None:
-        self.flow = flow
-        self.__doc__ = flow.__doc__
+        self._flow: Any = flow
 
-        def blocking(face: BlockingFace, *args: Any, **kwargs: Any) -> T:
-            return face._run(flow, args, kwargs)
-
-        async def asynchronous(face: AsyncFace, *args: Any, **kwargs: Any) -> T:
-            return await face._run_async(flow, args, kwargs)
-
-        self._blocking, self._async = blocking, asynchronous
+    @property
+    def flow(self) -> Flow[P, T]:
+        """What it does."""
+        if isinstance(self._flow, _Later):
+            self._flow = self._flow.flow()
+        flow: Flow[P, T] = self._flow
+        return flow
 
     def __set_name__(self, owner: type, name: str) -> None:
-        signature = inspect.signature(self.flow)
-        port, *rest = signature.parameters.values()
-        for function in (self._blocking, self._async):
-            function.__name__ = name
-            function.__qualname__ = f"{owner.__qualname__}.{name}"
-            function.__doc__ = self.flow.__doc__
-            vars(function)["__signature__"] = signature.replace(parameters=[port.replace(name="self"), *rest])
+        self._owner, self._name = owner, name
 
     @overload
     def __get__(self, face: BlockingFace, owner: type | None = None) -> Callable[P, T]: ...
@@ -106,20 +141,44 @@ class verb(Generic[P, T]):
     @overload
     def __get__(self, face: None, owner: type | None = None) -> Self: ...
     def __get__(self, face: BlockingFace | AsyncFace | None, owner: type | None = None) -> Any:
-        if face is None:
-            if owner is not None and issubclass(owner, BlockingFace):
-                return self._blocking
-            if owner is not None and issubclass(owner, AsyncFace):
-                return self._async
+        kind = owner or type(face)
+        if not issubclass(kind, BlockingFace | AsyncFace):
             return self
-        return MethodType(self._blocking if isinstance(face, BlockingFace) else self._async, face)
+        function = self._bind(kind)
+        return function if face is None else MethodType(function, face)
 
+    def _bind(self, kind: type) -> FunctionType:
+        """Make an ordinary method, once for a face's class: looked up for each call, it would cost more.
 
-def _bind(face: type, kind: str) -> None:
-    """Make ordinary methods of a face's verbs, once for the class: looked up for each call, they would cost more."""
-    for name, value in inspect.getmembers_static(face):
-        if isinstance(value, verb):
-            setattr(face, name, getattr(value, kind))
+        It is set where the face gets its verbs, so that a class above it may have another method of that name.
+        """
+        side = BlockingFace if issubclass(kind, BlockingFace) else AsyncFace
+        home = [base for base in kind.__mro__ if issubclass(base, self._owner) and issubclass(base, side)][-1]
+        function = self._method(side)
+        if self._name not in vars(home):
+            setattr(home, self._name, function)
+        return function
+
+    def _method(self, side: type) -> FunctionType:
+        import inspect  # not before a verb is used: it takes a while
+
+        flow = self.flow
+
+        def blocking(face: BlockingFace, *args: Any, **kwargs: Any) -> T:
+            return face._run(flow, args, kwargs)
+
+        async def asynchronous(face: AsyncFace, *args: Any, **kwargs: Any) -> T:
+            return await face._run_async(flow, args, kwargs)
+
+        function: Any = blocking if side is BlockingFace else asynchronous
+        signature = inspect.signature(flow)
+        port, *rest = signature.parameters.values()
+        function.__name__ = self._name
+        function.__qualname__ = f"{self._owner.__qualname__}.{self._name}"
+        function.__doc__ = flow.__doc__
+        function.__signature__ = signature.replace(parameters=[port.replace(name="self"), *rest])
+        made: FunctionType = function
+        return made
 
 
 async def _query_schema(port: Port) -> Schema:
@@ -192,6 +251,7 @@ class Verbs:
     mouse_click = verb(input_.mouse_click)
     mouse_scroll = verb(input_.mouse_scroll)
 
+    query_cpu_model = verb(cpu_model.query_cpu_model)
     query_hotpluggable_cpus = verb(cpu.query_hotpluggable_cpus)
     hot_add_cpu = verb(cpu.hot_add_cpu)
     hot_remove_cpu = verb(cpu.hot_remove_cpu)
@@ -205,6 +265,8 @@ class Verbs:
     query_usb = verb(usb.query_usb)
     hot_add_usb = verb(usb.hot_add_usb)
     hot_remove_usb = verb(usb.hot_remove_usb)
+    query_disk_counters = verb(counters.query_disk_counters)
+    query_counters = verb(counters.query_counters)
     query_balloon = verb(balloon_.query_balloon)
     balloon = verb(balloon_.balloon)
     balloon_stats = verb(balloon_.balloon_stats)
@@ -215,6 +277,7 @@ class Verbs:
     hot_add_nic = verb(nic.hot_add_nic)
     hot_remove_nic = verb(nic.hot_remove_nic)
     set_link = verb(nic.set_link)
+    announce_arrival = verb(nic.announce_arrival)
     hot_add_disk = verb(disk.hot_add_disk)
     hot_remove_disk = verb(disk.hot_remove_disk)
     query_disk_size = verb(disk.query_disk_size)
@@ -234,8 +297,14 @@ class Verbs:
 
     get_migration_capabilities = verb(migration_settings.get_migration_capabilities)
     set_migration_capabilities = verb(migration_settings.set_migration_capabilities)
+    reset_migration_capabilities = verb(migration_settings.reset_migration_capabilities)
     get_migration_parameters = verb(migration_settings.get_migration_parameters)
     set_migration_parameters = verb(migration_settings.set_migration_parameters)
+    arm_migration = verb(migration_settings.arm_migration)
+    arm_tls_server = verb(migration_tls.arm_tls_server)
+    arm_tls_client = verb(migration_tls.arm_tls_client)
+    disarm_tls = verb(migration_tls.disarm_tls)
+    check_tls_target = verb(migration_tls.check_tls_target)
     migrate = verb(migration.migrate)
     migrate_incoming = verb(migration.migrate_incoming)
     query_migrate = verb(migration.query_migrate)
@@ -244,6 +313,9 @@ class Verbs:
     migrate_continue = verb(migration.migrate_continue)
     migrate_start_postcopy = verb(migration.migrate_start_postcopy)
     migrate_cancel = verb(migration.migrate_cancel)
+    save_memory = verb(saving.save_memory)
+    drop_save = verb(saving.drop_save)
+    load_memory = verb(saving.load_memory)
     migrate_pause = verb(rescue.migrate_pause)
     migrate_recover = verb(rescue.migrate_recover)
     query_yank = verb(rescue.query_yank)
@@ -282,6 +354,7 @@ class Verbs:
     bitmap_enable = verb(bitmaps.bitmap_enable)
     bitmap_disable = verb(bitmaps.bitmap_disable)
     bitmap_merge = verb(bitmaps.bitmap_merge)
+    renew_bitmaps = verb(bitmaps.renew_bitmaps)
     query_block_tree = verb(nodes.query_block_tree)
     blockdev_add = verb(nodes.blockdev_add)
     blockdev_add_nbd = verb(nbd.blockdev_add_nbd)
@@ -291,6 +364,19 @@ class Verbs:
     remove_chain = verb(nodes.remove_chain)
     nbd_server_start = verb(exports.nbd_server_start)
     nbd_server_stop = verb(exports.nbd_server_stop)
+    start_mirrors = verb(mirrors.start_mirrors)
+    look_at_mirrors = verb(mirrors.look_at_mirrors)
+    watch_mirrors = verb(mirrors.watch_mirrors)
+    set_mirror_speeds = verb(mirrors.set_mirror_speeds)
+    finish_mirrors = verb(mirrors.finish_mirrors)
+    disconnect_mirrors = verb(mirrors.disconnect_mirrors)
+    cancel_mirrors = verb(mirrors.cancel_mirrors)
+    cut_mirrors = verb(mirrors.cut_mirrors)
+    open_server = verb(blanks.open_server)
+    export_disks = verb(blanks.export_disks)
+    open_blanks = verb(blanks.open_blanks)
+    close_blanks = verb(blanks.close_blanks)
+    close_exports = verb(blanks.close_exports)
     block_export_add = verb(exports.block_export_add)
     block_export_del = verb(exports.block_export_del)
     query_block_exports = verb(exports.query_block_exports)

@@ -22,6 +22,7 @@ NOW: Final = socket.MSG_DONTWAIT
 # (seconds; two ticks of a slow one), for nearly all answers come sooner; what takes longer is polled for.
 # It must be short: Python begins a read anew after each signal, and so its bound.
 _QUICK: Final = 0.005
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _QUICK_TIMEVAL: Final = struct.pack("@ll", 0, int(_QUICK * 1e6))
 
 
@@ -38,7 +39,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _QUICK_TIMEVAL)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
+        self._family = sock.family  # which makes an enumeration's member each time
+        if self._family in (socket.AF_INET, socket.AF_INET6):
             # commands are small and each is waited for: Nagle's algorithm would only hold them back
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
@@ -54,8 +56,8 @@ class Wire:
 
         :raises ArgumentError: this is no unix socket, or it is one with TLS on it
         """
-        if self._socket.family != socket.AF_UNIX:
-            raise ArgumentError("fd", self._socket.family.name, "descriptors go only over a unix socket")
+        if self._family != socket.AF_UNIX:
+            raise ArgumentError("fd", self._family.name, "descriptors go only over a unix socket")
 
     def send(self, data: bytes, fd: int | None = None) -> int:
         """Send what the socket takes now, and `fd` with its first byte; return how many bytes that were.
@@ -113,10 +115,10 @@ class Wire:
 
     def peer_pid(self) -> int | None:
         """The process that listens at the other end, where that is a process of this host."""
-        if self._socket.family != socket.AF_UNIX:
+        if self._family != socket.AF_UNIX:
             return None
-        size = struct.calcsize("3i")
-        pid: int = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+        told = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(told)[0]
         return pid or None
 
     def hang_up(self) -> None:

@@ -1,21 +1,27 @@
 """Who calls, and what they may do."""
 
+import asyncio
 import grp
 import os
 import pwd
 import socket
+import ssl
 import struct
+import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from msgspec import Struct
 
 from .operations import Role
 from .problems import Refused
-from .tls import role_in
+from .tls import Listening, role_in
 
 GROUP: Final = "drover"  # its members may operate the instances of a host
+JOIN: Final = "/v1/join"  # the only path that takes no certificate
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -36,7 +42,7 @@ def caller_of(request: web.Request) -> Caller:
     Of those, root and the user this daemon runs as may do anything. The socket's mode lets in its group alone, and who
     is in that may operate.
 
-    :raises Refused: the certificate names nobody, or no role
+    :raises Refused: the certificate names nobody, or no role; or holds no longer
     """
     transport = request.transport
     if transport is None:
@@ -44,7 +50,8 @@ def caller_of(request: web.Request) -> Caller:
     if (certificate := transport.get_extra_info("peercert")) is not None:
         name, role = role_in(certificate)
         if not name or role is None:
-            raise Refused(403, "no-role", "the certificate has no CN, or no OU that is viewer, operator or admin")
+            raise Refused(403, "no-role", "the certificate has no CN, or no OU that is viewer, operator, admin or node")
+        _check_holds(certificate, transport)
         return Caller(name=name, role=role)
     peer = transport.get_extra_info("socket")
     if peer is None or peer.family != socket.AF_UNIX:
@@ -54,6 +61,28 @@ def caller_of(request: web.Request) -> Caller:
     with suppress(KeyError):
         name = pwd.getpwuid(uid).pw_name
     return Caller(name=name, role=Role.ADMIN if uid in (0, os.geteuid()) else Role.OPERATOR)
+
+
+def _check_holds(certificate: Mapping[str, Any], transport: asyncio.BaseTransport) -> None:
+    """See that a certificate, which was good when its connection was made, has not expired or been revoked since."""
+    serial, until = int(certificate["serialNumber"], 16), ssl.cert_time_to_seconds(certificate["notAfter"])
+    if until < time.time():
+        raise Refused(403, "expired", "the certificate has expired since: connect with a new one")
+    context = transport.get_extra_info("sslcontext")
+    if isinstance(context, Listening):
+        if context.has_revoked(serial):
+            raise Refused(403, "revoked", "the certificate was revoked")
+        context.note(transport, serial, until)
+
+
+def check_origin(request: web.Request) -> None:
+    """See that no page of somebody else's uses what a browser has: that shows its user's certificate to whoever asks.
+
+    :raises Refused: it is a page of another origin
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise Refused(403, "other-origin", f"a page of {origin} may not call {request.host}")
 
 
 CALLER: Final = web.RequestKey("caller", Caller)

@@ -4,9 +4,12 @@ Blocking, and by the standard library alone, so that a command starts fast. What
 as :class:`~drover.errors.CallFailed`, in its own words.
 """
 
+import errno
 import http.client
 import os
 import socket
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
@@ -15,15 +18,17 @@ import msgspec
 from msgspec import Struct, to_builtins
 
 from ..errors import CallFailed
-from ..kvm.record import Document, Stop
-from ..kvm.spec import Spec
-from ..kvm.spec.devices import Disk, Nic, UsbDevice, VfioDevice
+from ..kvm.ends import Stop
 from ..kvm.state import State
 from .summary import Summary
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a list needs none of it, and a specification takes as long to load as all that a list does
     from ..kvm.condition import Condition
     from ..kvm.kinds import Memory
+    from ..kvm.record import Saved
+    from ..kvm.spec import Spec
+    from ..kvm.spec.devices import Disk, Nic, UsbDevice, VfioDevice
+    from ..kvm.upgrade import Upgraded
     from ..kvm.verify import Report
 
 T = TypeVar("T")
@@ -31,6 +36,8 @@ T = TypeVar("T")
 SOCKET: Final = "noded.sock"  # in the folder of what runs
 # Seconds that an answer may take beyond what the call itself is given.
 _GRACE: Final = 60.0
+_COPY: Final = 86_400.0  # seconds that images may be copied
+_TIMEVAL: Final = struct.Struct("ll")  # seconds, microseconds
 
 
 class Daemon:
@@ -46,28 +53,52 @@ class Daemon:
         """Whether somebody listens there whom we may call."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.setblocking(False)
-            return sock.connect_ex(os.fspath(self.path)) == 0
+            return sock.connect_ex(os.fspath(self.path)) in (0, errno.EAGAIN)  # others stand in line
 
-    def call(self, method: str, path: str, body: Any = None, *, timeout: float = _GRACE) -> Any:
+    @property
+    def where(self) -> str:
+        """For people."""
+        return str(self.path)
+
+    def connection(self, timeout: float) -> http.client.HTTPConnection:
+        """One, not connected yet.
+
+        :param timeout: seconds for each wait
+        """
+        return UnixConnection(self.path, timeout)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float = _GRACE,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """One call; what it was answered.
 
         :param timeout: seconds for the answer
+        :param headers: of the request, such as ``Prefer``
         :raises CallFailed: the daemon says no, or does not answer
         """
-        connection = UnixConnection(self.path, timeout)
+        connection = self.connection(timeout)
         try:
-            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers or {})
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read() or b"null")
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-            how = "does not answer" if isinstance(error, TimeoutError) else f"went away ({error})"
-            text = f"drover-noded at {self.path} {how}: what it was asked to do may be done, or not"
-            raise CallFailed("no-answer", text) from error
+            raise CallFailed("no-answer", f"drover-noded at {self.where} {self.lost(error)}") from error
         finally:
             connection.close()
         if response.status >= 400:
-            raise CallFailed(str(answer.get("code", "")), str(answer.get("detail", response.reason)))
+            raise CallFailed(str(answer.get("code", "")), str(answer.get("detail", response.reason)), answer)
         return answer
+
+    def lost(self, error: Exception) -> str:
+        """What became of a call that this ended."""
+        how = "does not answer" if isinstance(error, TimeoutError) else f"went away ({error})"
+        return f"{how}: what it was asked to do may be done, or not"
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -84,8 +115,10 @@ class UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect to it."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
+        # Python's own timeout would not wait for one's turn where many connect at once
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(self.timeout or 0), 1))
         self.sock.connect(os.fspath(self._path))
+        self.sock.settimeout(self.timeout)
 
 
 class RemoteInstance:
@@ -101,7 +134,8 @@ class RemoteInstance:
 
     def show(self, *, timeout: float = 0) -> "Condition":
         """How it is; passwords are not told."""
-        from ..kvm.condition import Condition  # half of a command's start, and a list needs none of it
+        from ..kvm.condition import Condition
+        from ..kvm.record import Document
 
         shown = self._daemon.call("GET", self._path)
         row = msgspec.convert(shown["summary"], Summary)
@@ -123,9 +157,29 @@ class RemoteInstance:
         """Complete or undo what was left unfinished."""
         return self._notices("mend")
 
-    def start(self, *, paused: bool = False) -> list[str]:
+    def start(self, *, paused: bool = False, fresh: bool = False) -> list[str]:
         """Start it."""
-        return self._notices("start", paused=paused)
+        return self._notices("start", paused=paused, fresh=fresh)
+
+    def save(self, *, file: str = "") -> "Saved":
+        """Write its memory into a file, and end its QEMU."""
+        from ..kvm.record import Saved
+
+        return msgspec.convert(_readable(self._call("save", file=file)["saved"]), Saved, strict=False)
+
+    def restore(self, *, file: str = "", emulator: str = "", paused: bool = False) -> list[str]:
+        """Start it as it was when it was saved."""
+        return self._notices("restore", file=file, emulator=emulator, paused=paused)
+
+    def upgrade(self, *, emulator: str = "") -> "Upgraded":
+        """Have it go over to a new QEMU while it runs."""
+        from ..kvm.upgrade import Upgraded
+
+        return self._do("upgrade", Upgraded, emulator=emulator)
+
+    def discard(self) -> None:
+        """Forget what was saved of it."""
+        self._call("discard")
 
     def stop(self, *, timeout: float, force: bool = True) -> Stop:
         """Shut it down."""
@@ -151,17 +205,19 @@ class RemoteInstance:
         """Let the guest run on."""
         self._call("resume")
 
-    def add_disk(self, **fields: Any) -> Disk:
+    def add_disk(self, **fields: Any) -> "Disk":
         """Plug a disk in."""
+        from ..kvm.spec.devices import Disk
+
         return self._do("add-disk", Disk, **fields)
 
     def remove_disk(self, id: str, *, timeout: float) -> None:
         """Take a disk out."""
         self._call("remove-disk", id=id, timeout=timeout)
 
-    def resize_disk(self, id: str, size: int, *, shrink: bool = False) -> int:
+    def resize_disk(self, id: str, size: int, *, shrink: bool = False, dry_run: bool = False) -> int:
         """Make a disk larger."""
-        return self._do("resize-disk", int, "size", id=id, size=size, shrink=shrink)
+        return self._do("resize-disk", int, "size", id=id, size=size, shrink=shrink, dry_run=dry_run)
 
     def set_throttle(self, id: str, **limits: int) -> None:
         """Limit a disk."""
@@ -171,32 +227,40 @@ class RemoteInstance:
         """Put a medium into a CD drive, or take it out."""
         self._call("change-medium", id=id, source=source, format=format, force=force)
 
-    def add_nic(self, **fields: Any) -> Nic:
+    def add_nic(self, **fields: Any) -> "Nic":
         """Plug a network card in."""
+        from ..kvm.spec.devices import Nic
+
         return self._do("add-nic", Nic, **fields)
 
     def remove_nic(self, id: str, *, timeout: float) -> None:
         """Take a network card out."""
         self._call("remove-nic", id=id, timeout=timeout)
 
-    def change_nic(self, id: str, **fields: Any) -> Nic:
+    def change_nic(self, id: str, **fields: Any) -> "Nic":
         """Connect a card to something else."""
+        from ..kvm.spec.devices import Nic
+
         return self._do("change-nic", Nic, id=id, fields=fields)
 
     def set_link(self, id: str, *, up: bool) -> None:
         """Plug the cable of a card in or out."""
         self._call("set-link", id=id, up=up)
 
-    def add_usb(self, **fields: Any) -> UsbDevice:
+    def add_usb(self, **fields: Any) -> "UsbDevice":
         """Plug a USB device in."""
+        from ..kvm.spec.devices import UsbDevice
+
         return self._do("add-usb", UsbDevice, **fields)
 
     def remove_usb(self, id: str, *, timeout: float) -> None:
         """Take a USB device out."""
         self._call("remove-usb", id=id, timeout=timeout)
 
-    def add_vfio(self, **fields: Any) -> VfioDevice:
+    def add_vfio(self, **fields: Any) -> "VfioDevice":
         """Give it a PCI device of the host."""
+        from ..kvm.spec.devices import VfioDevice
+
         return self._do("add-vfio", VfioDevice, **fields)
 
     def remove_vfio(self, id: str, *, timeout: float) -> None:
@@ -229,6 +293,11 @@ class RemoteInstance:
         """Wait for the guest's driver of a device."""
         self._call("wait-driver", id=id, timeout=timeout)
 
+    def run_program(self, **params: Any) -> dict[str, Any]:
+        """Run a program in its guest, by the guest's agent; see :class:`drover.node.guest.Exec`."""
+        told: dict[str, Any] = self._call("agent-exec", **params)
+        return told
+
     def _call(self, verb: str, **params: Any) -> Any:
         body = {name: to_builtins(value) if isinstance(value, Struct) else value for name, value in params.items()}
         timeout = float(params.get("timeout") or 0) + _GRACE
@@ -244,7 +313,9 @@ class RemoteInstance:
 
 def _readable(document: dict[str, Any]) -> dict[str, Any]:
     """A document in which passwords are not told, as one that could be kept."""
-    for spec in (document["spec"], (document.get("runtime") or {}).get("spec", {})):
+    saved = document.get("saved") or document  # or it is that itself
+    parts = (document, document.get("runtime") or {}, document.get("other") or {}, saved.get("parcel") or {})
+    for spec in (part.get("spec") or {} for part in parts):
         for screen in ("vnc", "spice"):
             if spec.get(screen) and spec[screen].get("password"):
                 spec[screen]["password"] = {"secret": spec[screen]["password"]}
@@ -270,7 +341,7 @@ class RemoteNode:
         """The one of this name."""
         return RemoteInstance(self._daemon, name)
 
-    def create(self, spec: Spec) -> RemoteInstance:
+    def create(self, spec: "Spec") -> RemoteInstance:
         """Make one."""
         self._daemon.call("POST", "/v1/instances", to_builtins(spec))
         return self.instance(spec.name)
@@ -278,6 +349,12 @@ class RemoteNode:
     def delete(self, name: str) -> None:
         """Forget one that does not run."""
         self._daemon.call("DELETE", f"/v1/instances/{quote(name, safe='')}")
+
+    def clone(self, name: str, new: str, *, disks: Mapping[str, str], linked: bool) -> tuple[RemoteInstance, list[str]]:
+        """Make one like one that does not run; and what is to be known about it."""
+        params = {"to": new, "disks": disks, "linked": linked}
+        told = self._daemon.call("POST", f"/v1/instances/{quote(name, safe='')}/clone", params, timeout=_COPY)
+        return self.instance(new), told["notices"]
 
     def rename(self, name: str, new: str) -> RemoteInstance:
         """Give one another name."""

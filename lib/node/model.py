@@ -7,7 +7,7 @@ changed without the lock, nothing is missed.
 """
 
 import asyncio
-import os
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,18 +16,27 @@ from typing import Any, Final
 import pyinotify
 
 from ..errors import ArgumentError
+from ..kvm.ends import Restart
+from ..kvm.inotify import forget, new_manager, watch
+from ..kvm.lock import is_locked
 from ..kvm.node import Node
-from .member import Member
+from ..kvm.record import Document
+from ..kvm.state import State
+from .member import Member, Timed, Timing
 from .summary import Summary
 
 _SUFFIX: Final = ".lock"
 _SETTLING: Final = 5.0  # s, at the start; a thousand take about one
 _FRESH: Final = 1.0  # s: it takes a few ms
 _LAGS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # s: it takes some µs, and whoever is preempted there takes longer
+_WATCH: Final = 1.0  # s between two looks whether the folder is the one that is watched
 _MASK: Final = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
 
-# What is to be done about a run that has ended, or a restart that is due: called with the instance's name.
-Act = Callable[[str], None]
+log = logging.getLogger("drover.node")
+
+# What is to be done about a run that has ended, or a restart whose time has come: called with the instance's name, and
+# with the restart.
+Act = Callable[[str, Restart | None], None]
 
 
 class Model:
@@ -43,17 +52,24 @@ class Model:
         self._act = act
         self._members: dict[str, Member] = {}
         self._listeners: list[Callable[[Summary | None, str], None]] = []
+        self._timing_listeners: list[Timed] = []
         self._notifier: Any = None
+        self._manager: Any = None
+        self._watched = (-1, -1)  # the folder of locks: the number of its watch, and its inode
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Find all instances, connect to those that run, and stay with them."""
-        locks = self._host.paths.locks
-        locks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        manager = pyinotify.WatchManager()
+        """Find all instances, connect to those that run, and stay with them.
+
+        :raises OSError: the folder of locks cannot be made or watched
+        """
+        self._manager = new_manager()
         # before the first look, so that nothing comes in between
-        self._notifier = pyinotify.AsyncioNotifier(manager, asyncio.get_running_loop(), default_proc_fun=self._heard)
-        manager.add_watch(os.fspath(locks), _MASK, quiet=False)
+        loop = asyncio.get_running_loop()
+        self._notifier = pyinotify.AsyncioNotifier(self._manager, loop, default_proc_fun=self._heard)
+        self._watch()
         self._look_for_all()
+        self._watching = asyncio.create_task(self._keep_watch(), name="watch of the locks")
         waits = [asyncio.create_task(member.settled.wait()) for member in self._members.values()]
         if waits:  # one that hangs, or is worked on, is not waited for
             _, late = await asyncio.wait(waits, timeout=_SETTLING)
@@ -62,6 +78,8 @@ class Model:
 
     async def stop(self) -> None:
         """Let go of all of them; they run on."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._notifier is not None:
             self._notifier.stop()
         await asyncio.gather(*(member.stop() for member in self._members.values()))
@@ -78,6 +96,10 @@ class Model:
         member = self._members.get(name)
         return member.summary if member else None
 
+    def member(self, name: str) -> Member | None:
+        """Who follows an instance; None where there is no such instance."""
+        return self._members.get(name)
+
     def round_trips(self) -> list[tuple[str, float]]:
         """How long each QEMU that runs took to answer the last question, in seconds."""
         return [(name, member.round_trip) for name, member in self._members.items() if member.round_trip is not None]
@@ -90,11 +112,52 @@ class Model:
                 async with asyncio.timeout(_FRESH):
                     await member.settled.wait()
 
+    def show(self, name: str, document: Document, state: State, detail: str = "") -> None:
+        """Whoever works on an instance for long says what it does."""
+        if name not in self._members:
+            self._look_at(name)
+        if member := self._members.get(name):
+            member.show(document, state, detail)
+
     def on_change(self, listener: Callable[[Summary | None, str], None]) -> None:
         """Have something called with each new row and the instance's name; with None when an instance is no more."""
         self._listeners.append(listener)
 
+    def on_timing(self, listener: Timed) -> None:
+        """Have something called with each time that was taken of a monitor, in seconds."""
+        self._timing_listeners.append(listener)
+
     # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Hear of the locks in the folder that is there now.
+
+        :raises OSError: it cannot be made or watched
+        """
+        locks = self._host.paths.locks
+        locks.mkdir(parents=True, exist_ok=True, mode=0o700)
+        forget(self._manager, self._watched[0])  # it may have been moved away
+        self._watched = (-1, -1)
+        number = watch(self._manager, locks, _MASK)
+        self._watched = (number, locks.stat().st_ino)
+
+    async def _keep_watch(self) -> None:
+        """Notice where the folder of locks was removed, or another one is in its place; then nobody's word is heard."""
+        told = ""
+        while True:
+            await asyncio.sleep(_WATCH)
+            try:
+                with suppress(FileNotFoundError):
+                    if self._host.paths.locks.stat().st_ino == self._watched[1]:
+                        continue
+                self._watch()
+                self._look_for_all()
+                log.warning("the folder of locks is another one; it is watched again")
+                told = ""
+            except OSError as error:  # whoever changes something meanwhile finds the monitors taken
+                if str(error) != told:
+                    log.error("what others do is not seen: %s", error)
+                told = str(error)
 
     def _look_for_all(self) -> None:
         for name in {*self._node.names, *self._members}:
@@ -109,16 +172,32 @@ class Model:
                     return
             except ArgumentError:
                 return  # somebody's own file among ours: no instance can be called so
-            member = self._members[name] = Member(self._host, name, self._changed, self._act)
-            member.start(free=not is_locked(self._host.paths.locks / f"{name}{_SUFFIX}"))
-            return
-        member.look_again()
+            member = self._members[name] = Member(self._host, name, self._changed, self._act, self._timed)
+            member.start(free=self._is_free(name))
+        elif self._is_free(name):
+            member.look_again()
+        else:
+            member.let_go()
+
+    def _is_free(self, name: str) -> bool:
+        """Whether nobody works on an instance; where that cannot be told, somebody may, and it is asked again."""
+        path = self._host.paths.locks / f"{name}{_SUFFIX}"
+        try:
+            return not is_locked(path)
+        except OSError as error:
+            log.warning("%s: whether it is locked cannot be told: %s", name, error, extra={"instance": name})
+            asyncio.get_running_loop().call_later(_WATCH, self._closed, name, path, ())
+            return False
 
     def _changed(self, name: str, summary: Summary | None) -> None:
         if summary is None:
             self._members.pop(name, None)
         for listener in self._listeners:
             listener(summary, name)
+
+    def _timed(self, what: Timing, seconds: float) -> None:
+        for listener in self._timing_listeners:
+            listener(what, seconds)
 
     def _heard(self, event: Any) -> None:
         """inotify. What goes wrong in here would be swallowed."""
@@ -139,20 +218,11 @@ class Model:
 
         The kernel tells of it before it takes the lock away: so one that is held still is looked at again.
         """
-        if not is_locked(path):
-            self._look_at(name)
-        elif lags:
-            asyncio.get_running_loop().call_later(lags[0], self._closed, name, path, lags[1:])
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds a lock on a file by flock(2). Asked of the kernel, not tried: that would be a lock."""
-    with suppress(FileNotFoundError):
-        inode = str(path.stat().st_ino)
-        with open("/proc/locks", encoding="ascii") as locks:
-            return any(_inode(line) == inode for line in locks if " FLOCK " in line and "->" not in line)
-    return False
-
-
-def _inode(line: str) -> str:
-    return line.split()[5].rpartition(":")[2]
+        loop = asyncio.get_running_loop()
+        try:
+            if not is_locked(path):
+                self._look_at(name)
+            elif lags:
+                loop.call_later(lags[0], self._closed, name, path, lags[1:])
+        except OSError:  # as without descriptors
+            loop.call_later(_WATCH, self._closed, name, path, _LAGS)

@@ -8,32 +8,43 @@ from typing import Any, Final
 from msgspec import UNSET, Struct, to_builtins
 
 from ..errors import Problem, SpecError, WrongState
-from ..kvm.instance import ANSWER_TIMEOUT, Instance
+from ..kvm.deadlines import ANSWER_TIMEOUT
+from ..kvm.instance import Instance
 from ..kvm.node import Node
-from ..kvm.record import load
+from ..kvm.record import load, public_saved
 from ..kvm.sockets import dial
-from ..kvm.spec import Disk, Nic, UsbDevice, VfioDevice, parse
+from ..kvm.spec import Disk, Nic, Spec, UsbDevice, VfioDevice, completed, parse, public
+from ..kvm.spec.reader import Reader
 from ..kvm.state import State
+from ..kvm.witness import end_if_wanted, witness
+from ..qmp.redact import HIDDEN, redact
+from . import guest, passages
 from . import parameters as p
+from .problems import Refused
 
 
 class Role(IntEnum):
-    """What a caller may do; each may do what those before it may."""
+    """What a caller may do; each may do what those before it may. A node is another daemon of ours."""
 
     VIEWER = 1
-    OPERATOR = 2
-    ADMIN = 3
+    NODE = 2
+    OPERATOR = 3
+    ADMIN = 4
 
 
 class Operation(Struct, frozen=True, kw_only=True):
     """One thing that can be done to an instance, or to the node.
 
     :ivar verb: its name, in the path and in the audit log
-    :ivar takes: the type of its parameters; None: a document that the operation checks itself
+    :ivar takes: the type of its parameters; None: a device's fields, which the operation checks itself, or a
+        specification
     :ivar document: the type that such a document is of
     :ivar does: does it, blocking: with the node, the instance's name and the parameters; returns JSON values
     :ivar summary: in one line
     :ivar role: who may
+    :ivar socket: it is done beside what else is done to the instance, on a socket of its own
+    :ivar journey: it goes to another node by it, which the daemon sees to (:class:`.departures.Departures`)
+    :ivar secret: the names of its parameters that are neither kept nor shown
     """
 
     verb: str
@@ -42,6 +53,9 @@ class Operation(Struct, frozen=True, kw_only=True):
     summary: str
     role: Role = Role.OPERATOR
     document: type[Struct] | None = None
+    socket: str = ""
+    journey: bool = False
+    secret: frozenset[str] = frozenset()
 
 
 def _on(act: Callable[[Instance, Any], Any]) -> Callable[[Node, str, Any], Any]:
@@ -53,10 +67,10 @@ def _on(act: Callable[[Instance, Any], Any]) -> Callable[[Node, str, Any], Any]:
     return does
 
 
-def _create(node: Node, _: str, document: Any) -> Any:
-    instance = node.create(parse(document))
-    spec = instance.show().document.spec
-    return {"name": spec.name, "uuid": spec.uuid}
+def _create(node: Node, _: str, spec: Spec) -> Any:
+    wanted = completed(spec)
+    node.create(wanted)
+    return {"name": wanted.name, "uuid": wanted.uuid}
 
 
 def _delete(node: Node, name: str, _: p.Nothing) -> None:
@@ -69,7 +83,11 @@ def _rename(node: Node, name: str, params: p.Rename) -> Any:
 
 
 def _clone(node: Node, name: str, params: p.Clone) -> Any:
-    cloned = node.clone(name, params.to, disks=params.disks, linked=params.linked)
+    def tell(done: int, of: int) -> None:
+        end_if_wanted(name, "clone")
+        witness().progress(done, of, "bytes")
+
+    cloned = node.clone(name, params.to, disks=params.disks, linked=params.linked, tell=tell)
     return {"name": params.to, "notices": list(cloned.notices)}
 
 
@@ -98,7 +116,9 @@ def _fields(params: Any) -> dict[str, Any]:
     return fields
 
 
-CREATE: Final = Operation(verb="create", takes=None, does=_create, summary="Make an instance of a specification.")
+CREATE: Final = Operation(
+    verb="create", takes=None, does=_create, summary="Make an instance of a specification.", document=Spec
+)
 DELETE: Final = Operation(verb="delete", takes=p.Nothing, does=_delete, summary="Forget one that does not run.")
 
 # What of a specification a device is, by the verb that plugs it in.
@@ -108,7 +128,13 @@ _DEVICES: Final[dict[str, type[Struct]]] = {
 
 # On an instance, each at its own path below it.
 _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any], str], ...]] = (
-    ("start", p.Start, lambda vm, it: {"notices": vm.start(paused=it.paused)}, "Start it; nothing if it runs."),
+    ("start", p.Start, lambda vm, it: {"notices": vm.start(**_fields(it))}, "Start it; nothing if it runs."),
+    ("save", p.Save, lambda vm, it: {"saved": public_saved(vm.save(file=it.file))},
+     "Write its memory into a file, and end its QEMU."),
+    ("restore", p.Restore, lambda vm, it: {"notices": vm.restore(**_fields(it))}, "Start it as it was when saved."),
+    ("upgrade", p.Upgrade, lambda vm, it: vm.upgrade(emulator=it.emulator),
+     "Have it go over to the QEMU of an update, while it runs."),
+    ("discard", p.Nothing, lambda vm, it: vm.discard(), "Forget what was saved of it."),
     ("stop", p.Stop, lambda vm, it: {"stop": vm.stop(timeout=it.timeout, force=it.force)}, "Shut it down."),
     ("kill", p.Nothing, lambda vm, it: {"stop": vm.kill()}, "End it at once, as if the plug was pulled."),
     ("reboot", p.Reboot, lambda vm, it: {"notices": vm.reboot(timeout=it.timeout)}, "Shut it down and start it anew."),
@@ -119,7 +145,7 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("repair", p.Nothing, lambda vm, it: {"notices": vm.repair()}, "Bring together what verify finds apart."),
     ("add-disk", None, lambda vm, it: vm.add_disk(**free(Instance.add_disk, it)), "Plug a disk in."),
     ("remove-disk", p.Unplug, lambda vm, it: vm.remove_disk(it.id, timeout=it.timeout), "Take a disk out."),
-    ("resize-disk", p.Resize, lambda vm, it: {"size": vm.resize_disk(it.id, it.size, shrink=it.shrink)},
+    ("resize-disk", p.Resize, lambda vm, it: {"size": vm.resize_disk(**_fields(it))},
      "Make a disk larger."),
     ("set-throttle", p.Throttle,
      lambda vm, it: vm.set_throttle(it.id, **free(Instance.set_throttle, it.limits, "limits.")), "Limit a disk."),
@@ -144,6 +170,43 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
      "Ask the guest to do with less memory."),
 )  # fmt: skip
 
+# In the guest, by its agent.
+_GUEST: Final[tuple[tuple[str, type[Struct], Callable[[Instance, Any], Any], str, tuple[str, ...]], ...]] = (
+    ("agent", guest.Command, guest.command, "Have the guest's agent execute a command.", ()),
+    ("agent-exec", guest.Exec, guest.execute, "Run a program in the guest.", ("env", "input")),
+    ("agent-write-file", guest.WriteFile, guest.write_file, "Write a file of the guest.", ("data",)),
+    ("agent-set-password", guest.SetPassword, guest.set_password, "Give a guest's user a password.", ("password",)),
+    ("agent-shutdown", guest.Shutdown, guest.shut_down, "Have the guest end by its own means.", ()),
+)
+
+# Between nodes.
+_PASSAGE: Final = (
+    Operation(
+        verb="migrate", takes=p.Move, does=passages.by_the_daemon, journey=True,
+        summary="Move it to another node, while it runs.",
+    ),
+    Operation(
+        verb="migration-accept", takes=p.Accept, does=passages.accept, role=Role.NODE, secret=frozenset({"parcel"}),
+        summary="Have a QEMU wait for an instance that comes from another node.",
+    ),
+    Operation(
+        verb="migration-start", takes=p.Migrate, does=passages.send, role=Role.NODE,
+        summary="Begin to send it to another node.",
+    ),
+    Operation(
+        verb="migration-continue", takes=p.Passage, does=passages.switch_over, role=Role.NODE,
+        summary="Let it go over, once it stands before that.",
+    ),
+    Operation(
+        verb="migration-finish", takes=p.Passage, does=passages.finish, role=Role.NODE,
+        summary="Where it has arrived, let it run; where it has left, end its QEMU.",
+    ),
+    Operation(
+        verb="migration-abort", takes=p.Passage, does=passages.abort, role=Role.NODE,
+        summary="End its passage before it has gone over.",
+    ),
+)  # fmt: skip
+
 ACTS: Final = {
     verb: Operation(verb=verb, takes=takes, does=_on(act), summary=summary, document=_DEVICES.get(verb))
     for verb, takes, act, summary in _ACTS
@@ -151,6 +214,43 @@ ACTS: Final = {
     "rename": Operation(verb="rename", takes=p.Rename, does=_rename, summary="Give it another name; it must not run."),
     "clone": Operation(verb="clone", takes=p.Clone, does=_clone, summary="Make an instance like it; it must not run."),
     "qmp": Operation(
-        verb="qmp", takes=p.Qmp, does=_on(_qmp), summary="Have its QEMU execute a command.", role=Role.ADMIN
+        verb="qmp", takes=p.Qmp, does=_on(_qmp), summary="Have its QEMU execute a command.", role=Role.ADMIN,
+        socket="people",
     ),
-}
+} | {
+    verb: Operation(verb=verb, takes=takes, does=_on(act), summary=summary, socket="agent", secret=frozenset(secret))
+    for verb, takes, act, summary, secret in _GUEST
+} | {step.verb: step for step in _PASSAGE}  # fmt: skip
+
+OPERATIONS: Final = {operation.verb: operation for operation in (CREATE, DELETE, *ACTS.values())}
+
+
+def parameters(operation: Operation, document: Any) -> Any:
+    """What an operation takes, of what was sent.
+
+    :raises SpecError: it is something else; says all that is wrong with it
+    """
+    if operation.takes is None:
+        if not isinstance(document, Mapping):
+            raise Refused(422, "argument-error", "the body has to be a JSON object")
+        return parse(document) if operation is CREATE else document
+    reader = Reader()
+    params = reader.struct(operation.takes, document)
+    if reader.problems:
+        raise SpecError(reader.problems)
+    return params
+
+
+def shown(operation: Operation, params: Any) -> tuple[Any, bool]:
+    """Parameters as JSON values that may be kept and shown.
+
+    :returns: them, and whether something secret was left out
+    """
+    whole = to_builtins(params)
+    if isinstance(params, Spec):
+        told: Any = public(params)
+    elif isinstance(params, p.Qmp | guest.Command):
+        told = redact("", whole) | {"arguments": redact(params.execute, whole["arguments"])}
+    else:
+        told = {name: HIDDEN if name in operation.secret and value else value for name, value in whole.items()}
+    return told, told != whole

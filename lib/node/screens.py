@@ -8,13 +8,14 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from ..errors import WrongState
-from ..kvm.instance import ANSWER_TIMEOUT
+from ..kvm.deadlines import ANSWER_TIMEOUT
 from ..kvm.node import Node
 from ..kvm.paths import InstancePaths
 from ..kvm.sockets import dial
 from ..kvm.state import State
 from .access import require
 from .operations import Role
+from .streams import endless
 from .work import Worker
 
 _CHUNK: Final = 1 << 16  # bytes of one message
@@ -32,8 +33,8 @@ class Screens:
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Add the routes."""
-        router.add_get("/v1/instances/{name}/console", self._console)
-        router.add_get("/v1/instances/{name}/vnc", self._vnc)
+        router.add_get("/v1/instances/{name}/console", endless(self._console))
+        router.add_get("/v1/instances/{name}/vnc", endless(self._vnc))
         router.add_get("/v1/instances/{name}/screenshot", self._screenshot)
 
     async def _console(self, request: web.Request) -> web.StreamResponse:

@@ -4,54 +4,86 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from aiohttp import web
 from msgspec import structs
 
-from ..errors import DroverError, SpecError
-from ..kvm.record import load
+from ..errors import DroverError
+from ..kvm.record import load, public_saved
 from ..kvm.spec import public
-from ..kvm.spec.reader import Reader
 from ..version import __version__
-from . import openapi
-from .access import CALLER, allow, caller_of
+from . import openapi, streams
+from .access import CALLER, JOIN, allow, caller_of, check_origin
+from .answers import JOB, REQUEST_ID, answer, mark, request_id
+from .desk import Desk
 from .feed import Feed
-from .metrics import CONTENT_TYPE as CONTENT_TYPE_METRICS
+from .figures import Figures, Stopwatch
+from .gate import Gate
+from .guest_calls import GuestCalls
+from .job_calls import JobCalls, asker, view
+from .logs import Logs
 from .metrics import Metrics
 from .model import Model
-from .operations import ACTS, CREATE, DELETE, Operation
+from .operations import ACTS, CREATE, DELETE, Operation, parameters
+from .passage_calls import PassageCalls
 from .problems import CONTENT_TYPE, Refused, code_of, problem
+from .sampler import Sampler
 from .screens import Screens
+from .streams import endless
+from .tails import Tails
 from .work import Worker
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Bytes of a request's body: a specification with its cloud-init data; what is larger is refused.
-MAX_BODY: Final = 1 << 20
 log = logging.getLogger("drover.node")
-audit = logging.getLogger("drover.audit")
 
 
 class Server:
     """Answers the calls.
 
+    :param name: of this node
     :param worker: does what blocks
     :param model: what is read
     :param feed: what happens
+    :param tails: what machines say
+    :param sampler: what each uses
+    :param desk: what is changed
+    :param metrics: figures of it all
+    :param gate: holds callers to the limits
     """
 
-    def __init__(self, worker: Worker, model: Model, feed: Feed) -> None:
+    def __init__(
+        self,
+        name: str,
+        worker: Worker,
+        model: Model,
+        feed: Feed,
+        tails: Tails,
+        sampler: Sampler,
+        desk: Desk,
+        metrics: Metrics,
+        gate: Gate,
+    ) -> None:
+        self._name = name
         self._worker = worker
         self._model = model
         self._feed = feed
-        self._metrics = Metrics(model)
+        self._tails = tails
+        self._sampler = sampler
+        self._desk = desk
+        self._metrics = metrics
+        self._gate = gate
         self._started = time.time()
 
     def application(self) -> web.Application:
         """For aiohttp."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_told_as_problem, _with_caller])
+        watch = Stopwatch(self._metrics).middleware
+        middlewares = [_marked, self._gate.middleware, watch, _told_as_problem, _with_caller]
+        app = web.Application(client_max_size=self._gate.crowd.limits.body_bytes, middlewares=middlewares)
+        app.on_shutdown.append(self._let_readers_go)
+        streams.add_to(app)
         app.router.add_get("/v1/node", self._node)
         app.router.add_get("/v1/instances", self._list)
         app.router.add_post("/v1/instances", self._create)
@@ -59,10 +91,15 @@ class Server:
         app.router.add_delete("/v1/instances/{name}", self._delete)
         app.router.add_get("/v1/instances/{name}/verify", self._verify)
         app.router.add_post("/v1/instances/{name}/{verb}", self._act)
-        app.router.add_get("/v1/events", self._feed.serve)
+        app.router.add_get("/v1/events", endless(self._feed.serve), allow_head=False)
+        app.router.add_get("/v1/instances/{name}/events", endless(self._tails.serve), allow_head=False)
         app.router.add_get("/v1/openapi.json", self._openapi)
+        JobCalls(self._desk).add_to(app.router)
+        GuestCalls(self._worker, self._desk).add_to(app.router)
+        Logs(self._worker).add_to(app.router)
+        PassageCalls(self._worker).add_to(app.router)
         Screens(self._worker).add_to(app.router)
-        app.router.add_get("/metrics", self._told_figures)
+        Figures(self._worker, self._sampler, self._metrics).add_to(app.router)
         return app
 
     # -- what is read -------------------------------------------------------------------------------------------------
@@ -73,15 +110,16 @@ class Server:
         for row in rows:
             states[row.state] = states.get(row.state, 0) + 1
         host = self._worker.node.host
-        return answer({"version": __version__, "started": self._started, "boot_id": host.boot_id,
-                       "rootless": host.rootless, "instances": len(rows), "states": states})  # fmt: skip
+        return answer({"name": self._name, "version": __version__, "started": self._started, "boot_id": host.boot_id,
+                       "rootless": host.rootless, "instances": len(rows), "states": states,
+                       "limits": self._gate.crowd.limits, "connections": self._gate.crowd.told()})  # fmt: skip
+
+    async def _let_readers_go(self, _: web.Application) -> None:
+        self._tails.end()
+        await self._feed.end()
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return answer(openapi.document())
-
-    async def _told_figures(self, request: web.Request) -> web.Response:
-        text = await self._worker.do("", self._metrics.text)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_METRICS})
 
     async def _list(self, request: web.Request) -> web.Response:
         return answer({"instances": self._model.summaries})
@@ -92,8 +130,11 @@ class Server:
         instance = self._worker.node.instance(name)  # tells of those that are spelt alike
         document = await self._worker.do("", lambda: load(instance.host.paths.instance(name).document))
         shown = msgspec.to_builtins(document) | {"spec": public(structs.replace(document.spec, name=name))}
-        if document.runtime is not None:
-            shown["runtime"] |= {"spec": public(document.runtime.spec), "argv": []}
+        for part, runtime in (("runtime", document.runtime), ("other", document.other)):
+            if runtime is not None:
+                shown[part] |= {"spec": public(runtime.spec), "argv": []}
+        if document.saved is not None:
+            shown["saved"] = public_saved(document.saved)
         return answer({"summary": row, "document": shown})
 
     async def _verify(self, request: web.Request) -> web.Response:
@@ -121,45 +162,25 @@ class Server:
     async def _do(
         self, request: web.Request, operation: Operation, name: str, document: Any, *, status: int = 200
     ) -> web.Response:
-        caller = request[CALLER]
-        outcome, begun = "failed", time.monotonic()
+        """As a job: its outcome, or at once the job itself for who prefers that."""
+        caller = asker(request)
         try:
-            allow(caller, operation.role)
+            allow(request[CALLER], operation.role)
             params = parameters(operation, document)
-            result = await self._worker.do(name, lambda: operation.does(self._worker.node, name, params))
-            outcome = "done"
+            job = await self._desk.take(operation, name, params, caller, request.headers.get("Idempotency-Key", ""))
         except (DroverError, OSError) as error:
-            outcome = code_of(error)
+            self._desk.note(operation.verb, name, caller, code_of(error))
             raise
-        finally:
-            said = {"caller": caller.name, "operation": operation.verb, "instance": name, "outcome": outcome}
-            self._metrics.calls.labels(operation.verb, outcome).inc()
-            self._metrics.seconds.labels(operation.verb).observe(time.monotonic() - begun)
-            audit.info("%s %s by %s: %s", operation.verb, name, caller.name, outcome, extra=said)
-        for each in {name, result.get("name", name) if isinstance(result, Mapping) else name}:
-            await self._model.refreshed(each)
-        return answer(result if isinstance(result, Mapping) else {"result": result}, status=status)
+        request[JOB] = job.id
+        if _prefers_async(request):
+            return answer(view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
+        return answer(await self._desk.outcome(job), status=status)
 
 
-def answer(data: Any, *, status: int = 200) -> web.Response:
-    """A response of JSON."""
-    return web.Response(body=msgspec.json.encode(data), status=status, content_type="application/json")
-
-
-def parameters(operation: Operation, document: Any) -> Any:
-    """What an operation takes, of what was sent.
-
-    :raises SpecError: it is something else; says all that is wrong with it
-    """
-    if operation.takes is None:
-        if not isinstance(document, Mapping):
-            raise Refused(422, "argument-error", "the body has to be a JSON object")
-        return document
-    reader = Reader()
-    params = reader.struct(operation.takes, document)
-    if reader.problems:
-        raise SpecError(reader.problems)
-    return params
+def _prefers_async(request: web.Request) -> bool:
+    """Whether not to wait for the outcome (RFC 7240)."""
+    said = ",".join(request.headers.getall("Prefer", []))
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in said.split(","))
 
 
 async def _body(request: web.Request) -> Any:
@@ -182,12 +203,22 @@ async def _told_as_problem(request: web.Request, handler: Handler) -> web.Stream
     except (DroverError, OSError) as error:
         told = problem(error)
     except Exception as error:
-        log.exception("%s %s", request.method, request.path)
+        log.exception("%s %s", request.method, request.path, extra={"request": request[REQUEST_ID]})
         told = problem(error)
     return web.Response(body=json.dumps(told).encode(), status=told["status"], content_type=CONTENT_TYPE)
 
 
 @web.middleware
+async def _marked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[REQUEST_ID] = request_id(request)
+    response = await handler(request)
+    mark(request, response)
+    return response
+
+
+@web.middleware
 async def _with_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
-    request[CALLER] = caller_of(request)
+    check_origin(request)
+    if request.path != JOIN:  # there a token stands for the certificate
+        request[CALLER] = caller_of(request)
     return await handler(request)

@@ -1,10 +1,16 @@
 """What a list says of one instance: a row that is ready before anybody asks for it."""
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct, structs
 
-from ..kvm.record import Document, Restart, Stop
+from ..kvm.ends import Restart, Stop
+from ..kvm.outdated import is_outdated
 from ..kvm.state import State
 from ..qmp.ready import ready
+
+if TYPE_CHECKING:
+    from ..kvm.record import Document
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -24,6 +30,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     :ivar autostart: it starts with the host
     :ivar last_stop: how its last run ended, without the lines of its log
     :ivar restart: the start again that is due, if one is
+    :ivar outdated: the file of its QEMU was replaced since it was started
     """
 
     name: str
@@ -43,9 +50,10 @@ class Summary(Struct, frozen=True, kw_only=True):
     autostart: bool = False
     last_stop: Stop | None = None
     restart: Restart | None = None
+    outdated: bool = False
 
 
-def summarised(name: str, document: Document, state: State, since: float, detail: str = "") -> Summary:
+def summarised(name: str, document: "Document", state: State, since: float, detail: str = "") -> Summary:
     """The row of an instance.
 
     :param name: its own; a document that was renamed with its folder has the old one still
@@ -70,6 +78,7 @@ def summarised(name: str, document: Document, state: State, since: float, detail
         autostart=document.spec.autostart,
         last_stop=structs.replace(document.last_stop, log="") if document.last_stop else None,
         restart=document.restart if document.restart and document.restart.due else None,
+        outdated=is_outdated(runtime),
     )
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from ..errors import DroverError, InstanceBusy, InstanceNotFound
+from ..kvm.ends import Restart
 from ..kvm.node import Node
 
 T = TypeVar("T")
@@ -29,6 +31,9 @@ class Worker:
         self._threads = ThreadPoolExecutor(_THREADS, "work")
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[str, int] = defaultdict(int)
+        self._at_work = 0
+        self._asked = self._begun = 0
+        self._counting = threading.Lock()
         self._tending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -52,11 +57,14 @@ class Worker:
             if not self._waiting[name]:
                 del self._waiting[name], self._turns[name]
 
-    def tend(self, name: str) -> None:
-        """Take note of a run's end, and begin the next one if it is due. Returns at once."""
+    def tend(self, name: str, due: Restart | None) -> None:
+        """Take note of a run's end, and begin the next one if its time has come. Returns at once.
+
+        :param due: the restart whose time has come: whoever says so has waited for it, whatever the clock says
+        """
         if name not in self._tending:
             self._tending.add(name)
-            task = asyncio.create_task(self._tend(name), name=f"tend {name}")
+            task = asyncio.create_task(self._tend(name, due), name=f"tend {name}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -66,9 +74,9 @@ class Worker:
             task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _tend(self, name: str) -> None:
+    async def _tend(self, name: str, due: Restart | None) -> None:
         try:
-            for text in await self.do(name, lambda: _tended(self.node, name)):
+            for text in await self.do(name, lambda: _tended(self.node, name, due)):
                 log.info("%s: %s", name, text, extra={"instance": name})
         except InstanceNotFound:
             pass
@@ -77,14 +85,40 @@ class Worker:
         finally:
             self._tending.discard(name)
 
+    @property
+    def at_work(self) -> int:
+        """How many threads do something."""
+        return self._at_work
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their turn, each behind another one on the same instance."""
+        return sum(count - 1 for count in tuple(self._waiting.values()))
+
+    @property
+    def queued(self) -> int:
+        """How many calls have their turn, and wait for a thread."""
+        return self._asked - self._begun
+
     def _in_thread(self, act: Callable[[], T]) -> "asyncio.Future[T]":
-        return asyncio.get_running_loop().run_in_executor(self._threads, act)
+        self._asked += 1
+        return asyncio.get_running_loop().run_in_executor(self._threads, self._counted, act)
+
+    def _counted(self, act: Callable[[], T]) -> T:
+        with self._counting:
+            self._at_work += 1
+            self._begun += 1
+        try:
+            return act()
+        finally:
+            with self._counting:
+                self._at_work -= 1
 
 
-def _tended(node: Node, name: str) -> list[str]:
+def _tended(node: Node, name: str, due: Restart | None) -> list[str]:
     instance = node.instance(name)
     done: list[str] = list(instance.mend())
-    started: Any = instance.restart_due()
+    started: Any = instance.restart_due(due) if due else None
     if started is not None:
         done += ["it was started again", *started]
     return done

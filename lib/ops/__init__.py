@@ -8,10 +8,13 @@ time, socket or threading.
 - :mod:`.undo`       :class:`~.undo.Undo`: each step with its way back
 - :mod:`.power`      run state: stop, cont, powerdown, reset, quit
 - :mod:`.inventory`  what there is: PCI, block, CPUs, memory; :mod:`.qom`: QEMU's objects and their properties
+- :mod:`.cpu_model`  what its CPUs are, with all their flags
 - :mod:`.cpu`  :mod:`.memory`  :mod:`.usb`  :mod:`.balloon`   what else comes and goes while the machine runs
+- :mod:`.counters`   what a guest has read, written and sent so far
 - :mod:`.display`    the screen's picture, VNC and SPICE; :mod:`.input`: keyboard and mouse
 - :mod:`.reaction`   what QEMU does when the guest ends, panics or hangs
-- :mod:`.slots`      free PCI slots and SCSI targets (pure); :mod:`.topology` asks QEMU for them
+- :mod:`.slots`      free PCI slots and SCSI targets (pure); :mod:`.topology` asks QEMU for them; :mod:`.reservations`
+  what flows have chosen of them
 - :mod:`.events`     waiting for events
 - :mod:`.image`      what an image file says of itself (pure)
 - :mod:`.unplug`     asking the guest to let go of a device, and observing the end
@@ -20,9 +23,11 @@ time, socket or threading.
 - :mod:`.snapshots`  of several disks at one moment; :mod:`.actions` what a transaction is made of (pure)
 - :mod:`.bitmaps`    dirty bitmaps; :mod:`.throttle` I/O limits; :mod:`.nodes` block nodes as a tree
 - :mod:`.nbd`        disks on an NBD server, which is asked before QEMU is; :mod:`.exports` QEMU as one
+- :mod:`.mirrors`    disks on their way to another QEMU; :mod:`.blanks` that other one
 - :mod:`.rescue`     out of band, for when QEMU's main loop hangs
 - :mod:`.fdset`      descriptors that go to QEMU
-- :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs
+- :mod:`.migration`  one side of a migration: start, watch, end; :mod:`.migration_settings` its knobs,
+  :mod:`.migration_tls` its keys
 - :mod:`.agent_port` :class:`~.agent_port.AgentPort`: a guest's agent; :mod:`.agent` :mod:`.agent_exec`
   :mod:`.agent_file` :mod:`.agent_freeze` what it does; :mod:`.agent_channel` what QEMU knows of it
 """

@@ -1,6 +1,7 @@
 """The balloon: memory that a guest is asked to do without, and what the guest tells of its memory."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -107,6 +108,11 @@ async def balloon_stats(port: Port, *, interval: int = 2, timeout: float = STATS
         if port.now() >= deadline:
             raise MonitorTimeout("the guest's figures of its memory", timeout)
         await port.sleep(_STATS_POLL)
+    return told_by_guest(answer)
+
+
+def told_by_guest(answer: Mapping[str, Any]) -> BalloonStats:
+    """What a guest told, by the property ``guest-stats`` of its balloon."""
     told = {name: answer["stats"].get(key) for key, name in _NAMES.items()}
     known = {name: value for name, value in told.items() if value is not None and value not in _UNKNOWN}
     return BalloonStats(last_update=answer["last-update"], **known)

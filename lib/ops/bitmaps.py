@@ -1,7 +1,7 @@
 """Dirty bitmaps: what was written to a disk since when. The ground that incremental backups stand on."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct, convert
 
@@ -10,6 +10,10 @@ from . import actions
 from .actions import Action, BitmapSource
 from .inventory import query_block_nodes
 from .port import Port
+
+# What a bitmap is called while it is made anew; a name has at most 1023 bytes, of up to four for a character.
+_SPARE: Final = ".-new"
+_SPARE_LENGTH: Final = 250
 
 
 class Bitmap(Struct, frozen=True, rename="kebab"):
@@ -103,6 +107,34 @@ async def bitmap_merge(port: Port, node: str, target: str, sources: Collection[B
     :raises CommandError: one is not there or in use, or the disks differ in size
     """
     await _run(port, actions.bitmap_merge(node, target, sources))
+
+
+async def renew_bitmaps(port: Port, node: str, names: Collection[str]) -> None:
+    """Make persistent bitmaps anew with what they hold, so that their image keeps them. May be repeated.
+
+    After a migration with ``dirty-bitmaps`` that did not happen QEMU says that they are persistent, and does not store
+    them any more (7.2 and 10.0: its skip_store). Nothing that is written meanwhile is missed.
+
+    :raises CommandError: one is in use
+    """
+    for name in names:
+        known = (await query_bitmaps(port)).get(node, {})
+        spare = name[:_SPARE_LENGTH] + _SPARE
+        if spare not in known and name in known:
+            await _move(port, node, known[name], spare)
+            known = (await query_bitmaps(port)).get(node, {})
+        if spare in known and name not in known:
+            await _move(port, node, known[spare], name)
+
+
+async def _move(port: Port, node: str, old: Bitmap, new: str) -> None:
+    """At one moment: the new bitmap has what the old one had, which is no more."""
+    steps = [
+        actions.bitmap_add(node, new, granularity=old.granularity, persistent=True, disabled=not old.recording),
+        actions.bitmap_merge(node, new, [old.name]),
+        actions.bitmap_remove(node, old.name),
+    ]
+    await port.execute("transaction", {"actions": [{"type": step.type, "data": step.data} for step in steps]})
 
 
 async def _run(port: Port, action: Action) -> None:

@@ -10,11 +10,13 @@ from ..qmp.ready import ready
 from . import image
 from .actions import given
 from .port import Port
+from .undo import Revert, Undo
 
 # An export goes when its last request is answered; those of a client that was cut off may hang on slow storage.
 DELETE_TIMEOUT: Final = 60.0
 MODES: Final = ("safe", "hard")
 _NAME: Final = 4096  # bytes, by the NBD specification
+_FD: Final = "drover-nbd"  # what a socket is called on its way to QEMU
 
 
 class BlockExport(Struct, frozen=True, kw_only=True, rename={"node": "node-name", "shutting_down": "shutting-down"}):
@@ -34,8 +36,9 @@ class BlockExport(Struct, frozen=True, kw_only=True, rename={"node": "node-name"
 
 async def nbd_server_start(
     port: Port,
-    address: str,
+    address: str | None = None,
     *,
+    fd: int | None = None,
     tls_creds: str | None = None,
     tls_authz: str | None = None,
     max_connections: int | None = None,
@@ -44,6 +47,7 @@ async def nbd_server_start(
     """Let QEMU listen as an NBD server (``nbd-server-start``); it has one at most. Then add exports to it.
 
     :param address: any address of :mod:`drover.monitor.address`, with its port: QEMU tells nobody which one it took
+    :param fd: a socket that listens, instead; so its port may be one that the host has chosen
     :param tls_creds: id of a ``tls-creds-…`` object of QEMU, for the server's end; clients without TLS are refused then
     :param tls_authz: id of an ``authz-…`` object that says which clients may
     :param max_connections: clients at a time; 0 for any number; None leaves it to QEMU: any before 9.1, then 100
@@ -53,7 +57,9 @@ async def nbd_server_start(
     :raises NotSupported: this QEMU cannot limit the handshake
     :raises CommandError: it has a server already, or the address is taken
     """
-    where = port.locate(address)
+    if (address is None) == (fd is None):
+        raise ArgumentError("address", address, "either an address, or a descriptor in `fd`")
+    where = {"type": "fd", "str": _FD} if address is None else port.locate(address)
     if where.get("port") == "0":
         raise ArgumentError("address", address, "with a port: QEMU does not tell which one it took")
     for field, value in (("max_connections", max_connections), ("handshake_seconds", handshake_seconds)):
@@ -69,7 +75,11 @@ async def nbd_server_start(
         handshake_max_seconds=handshake_seconds,
     )
     await _require(port, "nbd-server-start", "handshake-max-seconds", arguments)
-    await port.execute("nbd-server-start", arguments)
+    async with Undo(port) as undo:
+        if fd is not None:
+            await undo.step("getfd", {"fdname": _FD}, fd=fd, undo=Revert("closefd", {"fdname": _FD}, may_be_gone=True))
+        await port.execute("nbd-server-start", arguments)
+        undo.keep()
 
 
 async def nbd_server_stop(port: Port) -> None:

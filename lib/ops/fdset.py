@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Collection
+from typing import Self
 
+from . import image
 from .port import Port
 from .undo import Revert, Undo
 
@@ -18,6 +20,12 @@ class Held:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def opaque_of(id: str) -> str:
@@ -42,6 +50,21 @@ async def add_fd(undo: Undo, held: Held, id: str) -> int:
     held.close()
     fdset: int = added["fdset-id"]
     return fdset
+
+
+async def add_file(port: Port, undo: Undo, held: Held, node: str, id: str, *, read_only: bool) -> None:
+    """Have QEMU open a file as a raw node, with the host's cache; at the return it alone has it open.
+
+    The node is a raw one above the file's: by itself that one may ask a client of an export for whole blocks.
+
+    :param id: what it is for
+    """
+    fdset = await add_fd(undo, held, id)
+    way = image.common_options(read_only=read_only, cache="writeback", discard="unmap")
+    file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", **way}
+    options = {"driver": "raw", "node-name": node, "file": file, **way}
+    await undo.step("blockdev-add", options, undo=Revert("blockdev-del", {"node-name": node}))
+    await port.execute("remove-fd", {"fdset-id": fdset})
 
 
 async def remove_fdsets(port: Port, ids: Collection[str]) -> None:

@@ -308,7 +308,7 @@ async def _watch(
 ) -> tuple[Job, JobError | None]:
     """Look, then wait for an event or the next look, until the job is there or has ended; and what went wrong."""
     deadline = None if timeout is None else port.now() + timeout
-    meter = _Meter(port.now)
+    meter = Meter(port.now)
     beat = LOOK_AGAIN if progress is None else poll
     what = f"job '{id}'"
     while True:
@@ -341,8 +341,11 @@ def _is_about(event: Event, id: str) -> bool:
     return event.data.get("id" if event.name in (_STATUS, "BLOCK_JOB_PENDING") else "device") == id
 
 
-class _Meter:
-    """Rate and time to go, from one look to the next."""
+class Meter:
+    """Rate and time to go, from one look to the next.
+
+    :param now: the clock, in seconds
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -350,6 +353,7 @@ class _Meter:
         self._rate = 0.0
 
     def read(self, job: Job) -> JobProgress:
+        """A look at the job."""
         now, current, total = self._now(), job.current_progress, job.total_progress
         if self._last is not None and now > self._last[0]:
             lately = max(0.0, (current - self._last[1]) / (now - self._last[0]))

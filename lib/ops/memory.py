@@ -34,6 +34,7 @@ class MemoryDevice(Struct, frozen=True, kw_only=True, rename="kebab"):
     :ivar id: of the device; empty where it was given none
     :ivar memdev: QOM path of what it is made of
     :ivar size: what the guest has of it
+    :ivar at: where it begins in the guest's address space
     :ivar node: NUMA node
     :ivar slot: of a DIMM; None for others
     :ivar max_size, requested_size, block_size: of virtio-mem: the most, what the guest is asked for, and in which steps
@@ -43,6 +44,7 @@ class MemoryDevice(Struct, frozen=True, kw_only=True, rename="kebab"):
     memdev: str
     size: int
     id: str = ""
+    at: int = 0
     node: int = 0
     slot: int | None = None
     max_size: int | None = None
@@ -54,7 +56,12 @@ async def list_memory_devices(port: Port) -> list[MemoryDevice]:
     """Return the memory that is plugged in (``query-memory-devices``), as far as it is made of a backend."""
     entries = await query_memory_devices(port)
     known = [entry for entry in entries if {"memdev", "size"} <= entry["data"].keys()]
-    return [convert(entry["data"] | {"kind": entry["type"]}, MemoryDevice) for entry in known]
+    return [convert(_told(entry), MemoryDevice) for entry in known]
+
+
+def _told(entry: dict[str, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = entry["data"]
+    return data | {"kind": entry["type"], "at": data.get("addr", data.get("memaddr", 0))}
 
 
 async def _find(port: Port, id: str) -> MemoryDevice:

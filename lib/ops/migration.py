@@ -101,7 +101,7 @@ async def migrate(port: Port, uri: str | None = None, *, fd: int | None = None) 
     :raises ArgumentError: neither or both of `uri` and `fd`
     :raises CommandError: QEMU refuses to begin
     """
-    await _over("migrate", port, uri, fd)
+    await begin("migrate", port, uri, fd)
 
 
 async def migrate_incoming(port: Port, uri: str | None = None, *, fd: int | None = None) -> MigrationInfo:
@@ -111,11 +111,16 @@ async def migrate_incoming(port: Port, uri: str | None = None, *, fd: int | None
     :param fd: a connected socket or pipe to receive from instead
     :returns: the state; ``socket_address`` says where it really listens
     """
-    await _over("migrate-incoming", port, uri, fd)
+    await begin("migrate-incoming", port, uri, fd)
     return await query_migrate(port)
 
 
-async def _over(command: str, port: Port, uri: str | None, fd: int | None) -> None:
+async def begin(command: str, port: Port, uri: str | None = None, fd: int | None = None) -> None:
+    """Begin to send, or to receive.
+
+    :param command: ``migrate`` or ``migrate-incoming``
+    :param uri: over what, or `fd`: a descriptor instead
+    """
     if (uri is None) == (fd is None):
         raise ArgumentError("uri", uri, "either an address, or a descriptor in `fd`")
     if fd is None:
@@ -154,8 +159,8 @@ async def wait_migration(
     def reached(info: MigrationInfo) -> bool:
         return info.status in until or info.status in ENDED
 
-    info = await _watch(port, reached, progress, timeout, poll)
-    _raise_if_failed(info)
+    info = await watch(port, reached, progress, timeout, poll)
+    raise_if_failed(info)
     if info.status not in until:
         raise MigrationError(f"the migration is {info.status} and never was {' or '.join(until)}", info.status)
     if info.status == "completed":
@@ -175,8 +180,8 @@ async def wait_incoming(
     :raises MonitorTimeout: it takes longer than `timeout`
     """
     deadline = None if timeout is None else port.now() + timeout
-    info = await _watch(port, lambda info: info.status in ENDED, progress, timeout, poll)
-    _raise_if_failed(info)
+    info = await watch(port, lambda info: info.status in ENDED, progress, timeout, poll)
+    raise_if_failed(info)
     while (status := await query_status(port)).status == "inmigrate":
         if deadline is not None and port.now() >= deadline:
             raise MonitorTimeout("the incoming machine to leave 'inmigrate'", timeout)
@@ -184,14 +189,19 @@ async def wait_incoming(
     return status
 
 
-async def _watch(
+async def watch(
     port: Port,
     done: Callable[[MigrationInfo], bool],
     progress: Progress | None,
     timeout: float | None,
-    poll: float,
+    poll: float = POLL,
 ) -> MigrationInfo:
-    """Look, then wait for an event or the next look, until `done`."""
+    """Look, then wait for an event or the next look, until `done`.
+
+    :param progress: called with each state that is seen
+    :param timeout: seconds; None waits as long as it takes
+    :raises MonitorTimeout: it takes longer
+    """
     deadline = None if timeout is None else port.now() + timeout
     while True:
         mark = port.event_mark()
@@ -209,7 +219,12 @@ async def _watch(
             continue
 
 
-def _raise_if_failed(info: MigrationInfo) -> None:
+def raise_if_failed(info: MigrationInfo) -> None:
+    """See that a migration that has ended is not one that came to nothing.
+
+    :raises MigrationFailed: it failed
+    :raises MigrationCancelled: it was cancelled
+    """
     if info.status == "failed":
         raise MigrationFailed("the migration failed", info.status, info.error_desc)
     if info.status == "cancelled":
@@ -262,7 +277,7 @@ async def migrate_cancel(port: Port, *, timeout: float = CANCEL_TIMEOUT) -> Migr
     if info.status in ENDED or info.status == "none":
         return info
     await port.execute("migrate_cancel")
-    return await _watch(port, lambda info: info.status in ENDED, None, timeout, POLL)
+    return await watch(port, lambda info: info.status in ENDED, None, timeout, POLL)
 
 
 ready(MigrationInfo)

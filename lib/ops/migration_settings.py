@@ -8,6 +8,9 @@ from ..errors import ArgumentError, MigrationError, NotSupported
 from .port import Port
 
 Version = tuple[int, int]
+# Bytes a second: more than there is. 0 would be none at all on 7.2; and what QEMU takes where nothing is said.
+UNLIMITED: Final = 1 << 50
+USUAL_BANDWIDTH: Final = 128 << 20
 
 
 class Side(Flag):
@@ -103,6 +106,13 @@ PARAMETERS: Final[Mapping[str, Setting]] = {
 }
 
 
+def capabilities_of(version: Version) -> frozenset[str]:
+    """Return the capabilities that a QEMU of a version has, of those that are known here."""
+    return frozenset(
+        name for name, it in CAPABILITIES.items() if (it.since or version) <= version <= (it.until or version)
+    )
+
+
 async def get_migration_capabilities(port: Port) -> dict[str, bool]:
     """Return each capability that this QEMU has, and whether it is on (``query-migrate-capabilities``)."""
     entries = await port.execute("query-migrate-capabilities")
@@ -128,6 +138,15 @@ async def set_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -> 
     now = await get_migration_capabilities(port)
     _read_back(now, {name: state for name, state in wanted.items() if name in have})
     return now
+
+
+async def reset_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -> None:
+    """Switch on what is wanted, and off all else that an earlier migration may have left.
+
+    :raises NotSupported: this QEMU lacks one that is to be on
+    """
+    have = await get_migration_capabilities(port)
+    await set_migration_capabilities(port, {name: False for name, is_on in have.items() if is_on} | dict(wanted))
 
 
 async def get_migration_parameters(port: Port) -> dict[str, Any]:
@@ -157,6 +176,14 @@ async def set_migration_parameters(port: Port, wanted: Mapping[str, Any]) -> dic
     now = await get_migration_parameters(port)
     _read_back(now, wanted)
     return now
+
+
+async def arm_migration(port: Port, capabilities: Mapping[str, bool], parameters: Mapping[str, Any]) -> None:
+    """Make all settings of a migration, and read them back; see :func:`set_migration_capabilities` and
+    :func:`set_migration_parameters`."""
+    await set_migration_capabilities(port, capabilities)
+    if parameters:
+        await set_migration_parameters(port, parameters)
 
 
 def _check(name: str, value: object, kind: type) -> None:

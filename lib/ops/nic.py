@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, CommandError, HotplugError
 from .inventory import PERIPHERAL
+from .migration_settings import get_migration_parameters
 from .port import Port
 from .slots import Place, pci_place
 from .topology import query_pci_buses
@@ -183,3 +184,16 @@ async def set_link(port: Port, name: str, *, up: bool) -> None:
     :raises CommandError: there is none
     """
     await port.execute("set_link", {"name": name, "up": up})
+
+
+async def announce_arrival(port: Port) -> None:
+    """Have a machine's NICs tell the switches, over and over, where they are now (``announce-self``).
+
+    How often and when is what the migration parameters ``announce-…`` say.
+
+    :raises CommandError: QEMU refuses
+    """
+    parameters = await get_migration_parameters(port)
+    how = {name: parameters[f"announce-{name}"] for name in ("initial", "max", "rounds", "step")}
+    if how["rounds"]:
+        await port.execute("announce-self", how)

@@ -14,7 +14,7 @@ from ..qmp.events import Match
 from ..qmp.life import Call
 from ..qmp.messages import Event
 from ..qmp.schema import Schema
-from .slots import Reservations
+from .reservations import Reservations
 
 T = TypeVar("T")
 Arguments = Mapping[str, Any]

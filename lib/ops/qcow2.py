@@ -14,6 +14,8 @@ _SIZES: Final = {2: 72, 3: 104}  # of the header's fixed part, by version
 _CLUSTER_BITS: Final = range(9, 22)
 _MAX_NAME: Final = 1023
 _DATA_FILE_BIT: Final = 1 << 2
+_EXTENDED_L2_BIT: Final = 1 << 4
+_LAZY_REFCOUNTS_BIT: Final = 1 << 0
 _BACKING_FORMAT: Final = 0xE2792ACA
 _END: Final = 0
 
@@ -25,6 +27,8 @@ class Header(Struct, frozen=True, kw_only=True):
     :ivar backing_file: the image that it stands on, as it names it; None for none
     :ivar backing_format: the format of that one; None where it is not recorded
     :ivar data_file: whether what it holds lies in another file
+    :ivar extended_l2: whether its clusters have parts that are there or not
+    :ivar lazy_refcounts: whether it counts references late, for the price of a repair after a crash
     """
 
     version: int
@@ -33,6 +37,8 @@ class Header(Struct, frozen=True, kw_only=True):
     backing_file: str | None = None
     backing_format: str | None = None
     data_file: bool = False
+    extended_l2: bool = False
+    lazy_refcounts: bool = False
 
 
 def parse(head: bytes, path: str) -> Header:
@@ -56,6 +62,8 @@ def parse(head: bytes, path: str) -> Header:
         backing_file=name,
         backing_format=_extensions(head[:cluster_size], version, path).get(_BACKING_FORMAT) if name else None,
         data_file=version > 2 and bool(_number(head, 72, 8) & _DATA_FILE_BIT),
+        extended_l2=version > 2 and bool(_number(head, 72, 8) & _EXTENDED_L2_BIT),
+        lazy_refcounts=version > 2 and bool(_number(head, 80, 8) & _LAZY_REFCOUNTS_BIT),
     )
 
 

@@ -7,13 +7,12 @@ offers thirty-one.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from bitarray import bitarray
 
-from ..errors import ArgumentError, HotplugError, NoFreeSlot
-
-K = TypeVar("K")
+from ..errors import ArgumentError, NoFreeSlot
+from .reservations import Reservations
 
 PCI_SLOTS: Final = 32
 SCSI_TARGETS: Final = 256  # of virtio-scsi (VIRTIO_SCSI_MAX_TARGET)
@@ -135,56 +134,6 @@ def mark_used(buses: Iterable[PciBus], devices: Iterable[tuple[str, int]]) -> No
     for name, slot in devices:
         if name in by_name:
             by_name[name].used[slot] = 1
-
-
-class Reservations:
-    """What flows on one monitor have chosen and not finished yet, so that two never choose the same.
-
-    A flow takes a :meth:`ticket`, asks QEMU what is there, then holds a key. A key
-    that somebody gave back after the ticket was drawn still counts as taken, for
-    QEMU's answer may be older than that.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[object, object] = {}
-        self._given_back: dict[object, int] = {}
-        self._clock = 0
-
-    def ticket(self) -> int:
-        """Draw this before you ask QEMU."""
-        return self._clock
-
-    @contextmanager
-    def hold(self, keys: Iterable[K], ticket: int) -> Iterator[K]:
-        """Hold the first key that is free, until the end of the block.
-
-        :raises LookupError: none is
-        """
-        me = object()
-        for key in keys:
-            if self._given_back.get(key, 0) <= ticket and self._held.setdefault(key, me) is me:
-                break
-        else:
-            raise LookupError
-        try:
-            yield key
-        finally:
-            self._clock += 1
-            self._given_back[key] = self._clock
-            del self._held[key]
-
-    @contextmanager
-    def name(self, device: str) -> Iterator[None]:
-        """Nobody else adds or removes a device of this id until the end of the block.
-
-        :raises HotplugError: somebody does
-        """
-        with ExitStack() as held:
-            try:
-                held.enter_context(self.hold([("id", device)], self.ticket()))
-            except LookupError:
-                raise HotplugError(device, "another call on this connection is working on it") from None
-            yield
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from .undo import Revert, Undo
 # BDRV's node_name[32], with its final NUL.
 _NODE_LENGTH: Final = 31
 _OURS: Final = re.compile(r"(-next)?(?:-back(\d+))?(-file)?")
-_LOOKS_LIKE_OURS: Final = re.compile(r".*(-file|-back\d+|-next)")
+_LOOKS_LIKE_OURS: Final = re.compile(r".*(-file|-back\d+|-next|\.-nbd|\.-raw|\.-new)")
 # What the nodes of a CD drive's medium have behind the drive's id, at each second medium.
 NEXT: Final = "-next"
 
@@ -92,7 +92,9 @@ def check_disk_id(id: str, depth: int = 0, suffix: str = "") -> None:
     """
     check_id(id)
     if _LOOKS_LIKE_OURS.fullmatch(id):
-        raise ArgumentError("id", id, "not with -file, -next or -backN at its end: nodes of other disks are so")
+        raise ArgumentError(
+            "id", id, "not with -file, -next, -backN, .-nbd, .-raw or .-new at its end: nodes of other disks are so"
+        )
     most = _NODE_LENGTH - len(image.file_node(image.backing_node(suffix, depth)))
     if len(id) > most:
         raise ArgumentError("id", id, f"at most {most} characters")

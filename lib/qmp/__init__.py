@@ -8,7 +8,8 @@
 - :mod:`.session`   :class:`~.session.QmpSession`: states, ids, what is in flight
 - :mod:`.hmp`       :class:`~.hmp.HmpSession`: the human monitor's text, its prompts and its refusals
 - :mod:`.agent`     :class:`~.agent.AgentSession`: the guest agent's channel, and how to be in step on it
-- :mod:`.nbd`       the handshake with an NBD server; :mod:`.conversation`: any such talk with one who is no monitor
+- :mod:`.nbd`       the handshake with an NBD server; :mod:`.tls`, the first words of one of TLS
+- :mod:`.conversation`  any such talk with one who is no monitor
 - :mod:`.schema`    an index over ``query-qmp-schema``
 - :mod:`.redact`    what must never reach a log
 - :mod:`.timeouts`  how long which command may take

@@ -4,12 +4,16 @@ from abc import ABC, abstractmethod
 
 
 class Conversation(ABC):
-    """Our side of a short exchange on a stream socket; the peer speaks first.
+    """Our side of a short exchange on a stream socket.
 
     :ivar done: it is over, well or not; nothing more is read
     """
 
     done: bool = False
+
+    def begin(self) -> bytes:
+        """What to send before the peer says anything; by default it speaks first."""
+        return b""
 
     @abstractmethod
     def receive(self, data: bytes) -> bytes:

@@ -68,6 +68,11 @@ class SessionLife(ABC, Generic[StateT]):
     def in_flight(self) -> tuple[str, ...]:
         """Names of the commands that were sent and not answered."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether more than one command waits for its answer, those counted that are about to be sent."""
+        return False
+
     @abstractmethod
     def _let_go(self) -> list[Call]:
         """Forget all calls, and return those that somebody waits for."""

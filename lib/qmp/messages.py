@@ -108,16 +108,19 @@ def encode_command(command: str, arguments: Any, number: int | UnsetType, oob: b
     :param oob: run out of band (``exec-oob``)
     :raises ArgumentError: the arguments are not JSON
     """
-    wire = _Command(number, arguments=UNSET if arguments is None else arguments)
-    if oob:
-        wire.exec_oob = command
-    else:
-        wire.execute = command
     try:
+        if arguments is None and not oob and number is not UNSET:  # most are so, and need no object first
+            return b'{"id":%d,"execute":%b}\n' % (number, _encode(command))
+        wire = _Command(number, arguments=UNSET if arguments is None else arguments)
+        if oob:
+            wire.exec_oob = command
+        else:
+            wire.execute = command
         payload = _encode(wire) + b"\n"
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{command}.arguments", type(arguments).__name__, f"JSON values only: {error}") from error
-    check_size(command, payload)
+    if len(payload) > MAX_TOKENS:
+        check_size(command, payload)
     return payload
 
 
@@ -126,7 +129,8 @@ def encode_command(command: str, arguments: Any, number: int | UnsetType, oob: b
 # abort, and take the machine along.
 MAX_TOKENS: Final = 2 << 20
 MAX_BYTES: Final = 64 << 20
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# whatever it has taken it keeps (*+): a string of megabytes at one stroke, and none that has no end twice
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 
 
 def check_size(command: str, payload: bytes) -> None:
@@ -147,7 +151,7 @@ def check_size(command: str, payload: bytes) -> None:
 
 
 # A string, or a bracket outside of strings: all that counts for "is this message whole?".
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
+_STRUCTURE: Final = re.compile(rb'%s|[{}\[\]]' % _STRING.pattern)
 
 
 def nesting(line: bytes) -> int:

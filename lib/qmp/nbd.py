@@ -29,6 +29,7 @@ _FIXED_NEWSTYLE: Final = 1
 _NO_ZEROES: Final = 2
 _READ_ONLY: Final = 2  # among an export's flags
 _ERROR: Final = 1 << 31
+_BLOCK_SIZE: Final = 3  # a kind of fact
 
 # Names and texts are at most 4096 bytes by the specification, and a reply holds at most two.
 MAX_REPLY: Final = 16 * 1024
@@ -157,7 +158,8 @@ class NbdProbe(Conversation):
 
     def _info(self) -> bytes:
         name = self.export.encode()
-        return struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
+        # as QEMU asks: who does not is refused an export that wants whole blocks, as that of a file without a cache
+        return struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, _BLOCK_SIZE)
 
     def _ask(self, option: Option, data: bytes = b"") -> bytes:
         self._asked = option
@@ -208,7 +210,7 @@ class NbdProbe(Conversation):
                 self._found = replace(self._found, size=size, read_only=bool(flags & _READ_ONLY))
             elif kind == 2:
                 self._found = replace(self._found, description=body.decode(errors="replace"))
-            elif kind == 3:
+            elif kind == _BLOCK_SIZE:
                 least, best, most = struct.unpack(">III", body)
                 self._found = replace(self._found, min_block=least, preferred_block=best, max_block=most)
         except struct.error:

@@ -95,6 +95,10 @@ class QmpSession(SessionLife[State]):
         """Names of the commands that were sent and not answered."""
         return tuple(call.command for call in self._pending.values() if call.sent)
 
+    @property
+    def busy(self) -> bool:
+        return len(self._pending) > 1
+
     # -- out: commands ---------------------------------------------------
 
     def submit(self, command: str, arguments: Any = None, fd: int | None = None, oob: bool = False) -> Call:
@@ -108,7 +112,8 @@ class QmpSession(SessionLife[State]):
         """
         if self.fault is not None:
             raise self.closed()
-        oob, number = oob and self.oob, self.new_id()
+        oob = oob and self.oob
+        self._number = number = self._number + 1
         call = Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("-> #%d %s %s", call.id, command, redact(command, arguments))

@@ -75,6 +75,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     :ivar field: of the parameters, which is wrong
     :ivar instance: whose error it is
     :ivar qemu_class: QEMU's own class of errors
+    :ivar blockers: what is in the way, of each the code, what it is about, why, and the remedy
     """
 
     code: str
@@ -82,6 +83,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     field: str = ""
     instance: str = ""
     qemu_class: str = ""
+    blockers: list[dict[str, str]] = []
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -91,10 +93,12 @@ class Job(Struct, frozen=True, kw_only=True):
     :ivar kind: what is done, such as ``start``
     :ivar instance: to which; empty: to none
     :ivar params: how; JSON values without secrets
+    :ivar partial: something secret was left out of them, so that nobody else can carry it out
     :ivar caller: on whose behalf
     :ivar idempotency_key: by which the caller knows that it asked before
     :ivar created: Unix time when it was asked for
     :ivar started: when it began; 0: it has not; `ended` likewise
+    :ivar before: how things were then; JSON values, by which whoever takes the job over sees what became of it
     :ivar steps: which it has come to; `steps_dropped` earlier ones were not kept
     :ivar progress: how far it is; None where that is not told
     :ivar result: what came of it; JSON values
@@ -107,12 +111,14 @@ class Job(Struct, frozen=True, kw_only=True):
     kind: str
     instance: str = ""
     params: Any = None
+    partial: bool = False
     caller: Caller = Caller()
     idempotency_key: str = ""
     state: JobState = JobState.QUEUED
     created: float = 0.0
     started: float = 0.0
     ended: float = 0.0
+    before: Any = None
     steps: tuple[Step, ...] = ()
     steps_dropped: int = 0
     progress: Progress | None = None
@@ -135,13 +141,6 @@ def moved(job: Job, to: JobState, at: float, **fields: Any) -> Job:
     if to.ended:
         fields["ended"] = at
     return replace(job, state=to, **fields)
-
-
-def with_step(job: Job, name: str, at: float) -> Job:
-    """A job that has come to one more step, without those that are too many."""
-    steps = (*job.steps, Step(name, at))
-    dropped = max(0, len(steps) - MAX_STEPS)
-    return replace(job, steps=steps[dropped:], steps_dropped=job.steps_dropped + dropped)
 
 
 ready(Job)

@@ -8,12 +8,13 @@ is lost. Each way a job ends is one write with the job's result.
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from ..errors import ArgumentError, HistoryGone, JobNotFound, JobTaken, JobWrongState, StoreBusy, StoreFull
-from .job import Caller, Failure, Job, JobState, moved, with_step
+from .job import MAX_STEPS, Caller, Failure, Job, JobState, Step, moved
 from .job_records import JobRecords
 from .progress import Progress, Sample, eta, rate, with_sample
 from .records import Store
@@ -30,10 +31,13 @@ class _Run:
     """A job that this process runs: what of it is not in the store yet.
 
     :ivar epoch: the job's
+    :ivar steps: all that the job has come to, with `dropped` earlier ones
     """
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, job: Job) -> None:
+        self.epoch = job.epoch
+        self.steps = job.steps
+        self.dropped = job.steps_dropped
         self.samples: tuple[Sample, ...] = ()
         self.progress: Progress | None = None
         self.written = float("-inf")
@@ -71,6 +75,7 @@ class Jobs:
         *,
         instance: str = "",
         params: Any = None,
+        partial: bool = False,
         caller: Caller | None = None,
         idempotency_key: str = "",
     ) -> Job:
@@ -79,6 +84,7 @@ class Jobs:
         :param kind: what is to be done
         :param instance: to which; empty: to none
         :param params: how; JSON values without secrets, for they are kept and shown
+        :param partial: something secret was left out of them
         :param caller: on whose behalf
         :param idempotency_key: a caller who asks again by the same one gets the job of the first time, as long as that
             is kept; empty: each time is another job
@@ -90,7 +96,7 @@ class Jobs:
             if len(text) > _MAX_NAME or (name == "kind" and not text):
                 raise ArgumentError(name, text, f"up to {_MAX_NAME} characters, and a kind")
         wanted = Job(
-            id=0, kind=kind, instance=instance, params=params, caller=caller or Caller(),
+            id=0, kind=kind, instance=instance, params=params, partial=partial, caller=caller or Caller(),
             idempotency_key=idempotency_key, created=self._now(),
         )  # fmt: skip
         with self._lock:
@@ -171,22 +177,33 @@ class Jobs:
 
     # --- what the process that runs a job does ---------------------------------------------------------------------
 
-    def begin(self, id: int) -> Job:
+    def begin(self, id: int, *, before: Any = None) -> Job:
         """Begin a job: from now on it is this process that runs it, and no other will.
 
+        :param before: how things are now; JSON values
         :raises JobWrongState: it has begun or ended already
         """
-        return self._take(id, lambda job: moved(job, JobState.RUNNING, self._now(), started=self._now()))
+        return self._take(id, lambda job: moved(job, JobState.RUNNING, self._now(), started=self._now(), before=before))
 
-    def step(self, id: int, name: str) -> Job:
+    def step(self, id: int, name: str, *, at_once: bool = True) -> Job:
         """Say which step a job begins now.
 
+        :param at_once: it is on disk before this returns; else it is with whatever of the job is written next
         :returns: the job, with `cancel_asked`
         :raises JobTaken: another process runs it
         """
-        return self._records.change(id, lambda job: with_step(self._mine(job), name, self._now()))
+        with self._lock:
+            if (run := self._runs.get(id)) is not None:
+                steps = (*run.steps, Step(name, self._now()))
+                over = max(0, len(steps) - MAX_STEPS)
+                run.steps, run.dropped = steps[over:], run.dropped + over
+        if at_once:
+            return self._records.change(id, self._mine)
+        return self._mine(self._records.load(id)[0])
 
-    def progress(self, id: int, done: float, of: float = 0, unit: str = "") -> Job:
+    def progress(
+        self, id: int, done: float, of: float = 0, unit: str = "", *, eta: float | None = None, detail: str = ""
+    ) -> Job:
         """Say how far a job is: as often as one likes, for it is written down at times only.
 
         Where there is no room to write it down, it is remembered, and the job goes on.
@@ -194,16 +211,18 @@ class Jobs:
         :param done: so much
         :param of: of so much; 0 where nobody knows
         :param unit: such as ``bytes``
+        :param eta: seconds to the end, where who runs it knows better than by its rate
+        :param detail: more of it, in words
         :returns: the job, with `cancel_asked`
         :raises JobTaken: another process runs it
         """
-        due = self._remember(id, Progress(done=done, of=of, unit=unit, at=self._now()))
+        due = self._remember(id, Progress(done=done, of=of, unit=unit, eta=eta, detail=detail, at=self._now()))
         if due:
             try:
                 return self._records.change(id, self._mine)
             except (StoreFull, StoreBusy):
                 pass
-        return self._seen(self._mine(self._records.load(id)[0]))
+        return self._mine(self._records.load(id)[0])
 
     def finish(self, id: int, result: Any = None) -> Job:
         """Say that a job is done.
@@ -249,6 +268,16 @@ class Jobs:
                     found.append(job)
         return tuple(found)
 
+    def waiting(self) -> tuple[Job, ...]:
+        """The jobs that nobody has begun, the oldest first."""
+        found: list[Job] = []
+        for number in self._records.open_ids():
+            with suppress(JobNotFound):  # it has ended and was dropped meanwhile
+                job, _ = self._records.load(number)
+                if job.state is JobState.QUEUED:
+                    found.append(job)
+        return tuple(found)
+
     def adopt(self, id: int) -> Job:
         """Run a job on whose runner is gone. How far it had come, its steps tell, and what it works on.
 
@@ -283,7 +312,7 @@ class Jobs:
         with self._taking:
             job = self._records.change(id, lambda job: replace(change(job), runner=self._me, epoch=job.epoch + 1))
             with self._lock:
-                self._runs[id] = _Run(job.epoch)
+                self._runs[id] = _Run(job)
         return job
 
     def _end(self, id: int, state: JobState, **fields: Any) -> Job:
@@ -303,7 +332,7 @@ class Jobs:
         return run if run is not None and (run.epoch, self._me) == (job.epoch, job.runner) else None
 
     def _mine(self, job: Job) -> Job:
-        """A job that we run, with the progress that we know of."""
+        """A job that we run, with the steps and the progress that we know of."""
         if job.state.ended:
             raise JobWrongState(job.id, job.state, JobState.RUNNING)
         if self._run_of(job) is None:
@@ -311,11 +340,13 @@ class Jobs:
         return self._seen(job)
 
     def _seen(self, job: Job) -> Job:
-        """A job with the progress that we know of, if it is we who run it."""
+        """A job with the steps and the progress that we know of, if it is we who run it."""
         run = self._run_of(job)
-        if run is None or run.progress in (None, job.progress) or job.state is not JobState.RUNNING:
+        if run is None or job.state is not JobState.RUNNING:
             return job
-        return replace(job, progress=run.progress)
+        if run.progress in (None, job.progress) and run.steps == job.steps:
+            return job
+        return replace(job, progress=run.progress or job.progress, steps=run.steps, steps_dropped=run.dropped)
 
     def _is_orphan(self, job: Job) -> bool:
         if job.runner == self._me:  # and yet not ours: its begin was written, though we were told that it may not be
@@ -342,7 +373,8 @@ class Jobs:
             of_same = run.progress is not None and run.progress.unit == new.unit
             run.samples = with_sample(run.samples if of_same else (), Sample(ticks, new.done))
             speed = rate(run.samples)
-            run.progress = replace(new, rate=speed, eta=eta(new.done, new.of, speed))
+            to_go = eta(new.done, new.of, speed) if new.eta is None else new.eta
+            run.progress = replace(new, rate=speed, eta=to_go)
             due = ticks >= max(run.written + PROGRESS_EVERY, self._progress_written + PROGRESS_GAP)
             if due:
                 run.written = self._progress_written = ticks

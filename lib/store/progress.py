@@ -18,6 +18,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     :ivar unit: ``bytes``, ``instances``, …
     :ivar rate: how much each second, by the last half minute; None where that is not known
     :ivar eta: seconds to the end from then, at this rate; None where that is not known
+    :ivar detail: more of it, in words
     :ivar at: Unix time of it
     """
 
@@ -26,6 +27,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     unit: str = ""
     rate: float | None = None
     eta: float | None = None
+    detail: str = ""
     at: float = 0.0
 
 

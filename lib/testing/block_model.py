@@ -36,9 +36,35 @@ class Machine(Protocol):
     """What block nodes and jobs need of the machine."""
 
     devices: dict[str, Arguments]
+    fds: set[str]
     fdsets: dict[int, str]
+    nodes: dict[str, Arguments]
     cds: "Trays"
+
+    @property
+    def bitmaps(self) -> "Bitmaps":
+        """Those of its nodes."""
+
+    @property
+    def exports(self) -> "Exports":
+        """What it gives out."""
+
     emit: Callable[[str, Arguments], None]
+
+
+class Bitmaps(Protocol):
+    """The bitmaps of the machine."""
+
+    bitmaps: dict[str, dict[str, Arguments]]
+
+    def apply(self, action: Arguments) -> None:
+        """One action of a transaction."""
+
+
+class Exports(Protocol):
+    """What the machine gives out, by id."""
+
+    exports: dict[str, Arguments]
 
 
 class BlockModel:
@@ -47,12 +73,16 @@ class BlockModel:
     :ivar nodes: name to the options that it was opened with
     :ivar sizes: name to size in bytes
     :ivar jobs: id to what ``query-jobs`` says
+    :ivar progress: how far a job is, and where it is through, if it is not told to be at its end
+    :ivar started: id to the arguments that a mirror began with
     """
 
     def __init__(self, qemu: Machine, refused: Refusal) -> None:
         self.nodes: dict[str, Arguments] = {}
         self.sizes: dict[str, int] = {}
         self.jobs: dict[str, Arguments] = {}
+        self.progress: dict[str, tuple[int, int]] = {}
+        self.started: dict[str, Arguments] = {}
         self._scripts: dict[str, deque[str]] = {}
         self._qemu = qemu
         self._refused = refused
@@ -85,6 +115,7 @@ class BlockModel:
         self._node(name)
         used = [device.get("drive") for device in self._qemu.devices.values()]
         used += [node.get(role) for node in self.nodes.values() for role in ("file", "backing")]
+        used += [export["node-name"] for export in self._qemu.exports.exports.values()]
         used += [name for job in self.jobs.values() if job["status"] != "concluded" for name in job["nodes"]]
         if name in used:
             raise self._refused(f"Node {name} is in use")
@@ -106,6 +137,7 @@ class BlockModel:
                 "ro": node.get("read-only", False),
                 "cache": {"writeback": True, **node.get("cache", {})},
                 "image": {"virtual-size": self.sizes[name]},
+                "dirty-bitmaps": list(self._qemu.bitmaps.bitmaps.get(name, {}).values()),
                 **({"backing_file": f"/images/{node['backing']}"} if node.get("backing") else {}),
             }
             for name, node in self.nodes.items()
@@ -140,7 +172,8 @@ class BlockModel:
         pairs = []
         for action in given["actions"]:
             if action["type"] != "blockdev-snapshot":
-                raise AssertionError(f"the model does not know the action '{action['type']}'")
+                self._qemu.bitmaps.apply(action)
+                continue
             node, overlay = action["data"]["node"], action["data"]["overlay"]
             self._node(node)
             if self._node(overlay)["backing"] is not None:
@@ -165,21 +198,29 @@ class BlockModel:
         self.move(id, "created")
         return {}
 
+    def play(self, id: str, script: "deque[str]") -> None:
+        """Let a job go through these statuses, one for each look."""
+        self._scripts[id] = script
+
     def move(self, id: str, status: str) -> None:
         """Let a job enter `status`, as QEMU does by itself."""
         job = self.jobs[id]
         job["status"] = status
         self._qemu.emit("JOB_STATUS_CHANGE", {"id": id, "status": status})
         if status == "concluded" and job["type"] != "create":
-            name = "BLOCK_JOB_CANCELLED" if job.get("error") else "BLOCK_JOB_COMPLETED"
+            cancelled = job.get("error") == os.strerror(ECANCELED)
+            name = "BLOCK_JOB_CANCELLED" if cancelled else "BLOCK_JOB_COMPLETED"
             data = {"device": id, "type": job["type"], "len": SIZE, "offset": SIZE, "speed": 0}
+            data |= {"error": job["error"]} if job.get("error") and not cancelled else {}
             self._qemu.emit(name, data)
 
     def _do_blockdev_create(self, given: Arguments) -> Arguments:
         return self._begin(given["job-id"], "create", [given["options"]["file"]])
 
     def _do_blockdev_mirror(self, given: Arguments) -> Arguments:
-        return self._begin(given["job-id"], "mirror", [given["device"], given["target"]])
+        self._begin(given["job-id"], "mirror", [given["device"], given["target"]])
+        self.started[given["job-id"]] = given
+        return {}
 
     def _do_blockdev_backup(self, given: Arguments) -> Arguments:
         return self._begin(given["job-id"], "backup", [given["device"], given["target"]])
@@ -188,11 +229,12 @@ class BlockModel:
         for job_id, script in self._scripts.items():
             if script:
                 self.move(job_id, script.popleft())
-        shown = ("id", "type", "status", "error")
-        return [
-            {name: job[name] for name in shown if name in job} | {"current-progress": SIZE, "total-progress": SIZE}
-            for job in self.jobs.values()
-        ]
+        return [self._shown(job) for job in self.jobs.values()]
+
+    def _shown(self, job: Arguments) -> Arguments:
+        current, total = self.progress.get(job["id"], (SIZE, SIZE))
+        shown = {name: job[name] for name in ("id", "type", "status", "error") if name in job}
+        return shown | {"current-progress": current, "total-progress": total}
 
     def _job(self, id: str) -> Arguments:
         if id not in self.jobs:
@@ -210,6 +252,7 @@ class BlockModel:
     def _do_job_dismiss(self, given: Arguments) -> Arguments:
         if self._job(given["id"])["status"] != "concluded":
             raise self._refused(f"Job '{given['id']}' cannot accept command verb 'dismiss'")
-        del self.jobs[given["id"]], self._scripts[given["id"]]
+        del self.jobs[given["id"]]
+        self._scripts.pop(given["id"], None)
         self._qemu.emit("JOB_STATUS_CHANGE", {"id": given["id"], "status": "null"})
         return {}

@@ -12,6 +12,7 @@ from .block_model import BlockModel
 from .cd_model import CdModel
 from .memory_model import CPU, MemoryModel
 from .migration_model import MigrationModel
+from .mirror_model import BitmapModel, MirrorModel
 from .nbd_model import ExportModel, NbdServerModel
 from .recorded import Checker, recorded_schema
 
@@ -57,6 +58,8 @@ class QemuModel:
         self.migration = MigrationModel(self)
         self.block = BlockModel(self, Refused)
         self.nodes, self.sizes = self.block.nodes, self.block.sizes
+        self.mirrors = MirrorModel(self.block, Refused, version)
+        self.bitmaps = BitmapModel(Refused)
         self.exports = ExportModel(self, Refused)
         self.cds = CdModel(self, Refused)
         self.memory = MemoryModel(self, Refused)
@@ -93,7 +96,7 @@ class QemuModel:
         self._checker.check(command, arguments)
         given = dict(arguments or {})
         name = f"_do_{command.replace('-', '_')}"
-        places = (self, self.migration, self.block, self.exports, self.memory, self.cds)
+        places = (self, self.migration, self.block, self.mirrors, self.exports, self.memory, self.cds)
         handler = next((getattr(place, name) for place in places if hasattr(place, name)), None)
         if handler is None:
             raise AssertionError(f"the model does not know the command '{command}'")

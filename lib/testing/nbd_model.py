@@ -71,7 +71,7 @@ class NbdServerModel:
             return b"".join(listed) + _reply(option, _ACK)
         (length,) = struct.unpack_from(">I", body)
         name, rest = body[4 : 4 + length].decode(), body[4 + length :]
-        assert rest == b"\0\0", "an INFO that asks for nothing in particular"
+        assert rest == b"\0\1\0\3", "an INFO that asks for the sizes of blocks, and nothing else"
         if name not in self.exports:
             return _reply(option, _UNKNOWN, f"export '{name}' not present".encode())
         size, read_only = self.exports[name]
@@ -99,7 +99,9 @@ class ExportModel:
         self._qemu = qemu
         self._refused = refused
 
-    def _do_nbd_server_start(self, _: Arguments) -> Arguments:
+    def _do_nbd_server_start(self, given: Arguments) -> Arguments:
+        if given["addr"]["type"] == "fd":  # it is taken, whatever becomes of it
+            self._qemu.fds.remove(given["addr"]["data"]["str"])
         if self.listens:
             raise self._refused("NBD server already running")
         self.listens = True
@@ -118,6 +120,8 @@ class ExportModel:
             raise self._refused("NBD server not running")
         if given["id"] in self.exports:
             raise self._refused(f"Block export id '{given['id']}' is already in use")
+        if given["node-name"] not in self._qemu.nodes:
+            raise self._refused(f"Failed to find node with node-name='{given['node-name']}'")
         shown = {name: given[name] for name in ("id", "type", "node-name")}
         self.exports[given["id"]] = shown | {"shutting-down": False}
         return {}

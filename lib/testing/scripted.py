@@ -14,7 +14,7 @@ from drover.errors import CommandError, ConnectError, ConnectionClosed, MonitorT
 from drover.monitor.address import parse_address
 from drover.monitor.converse import socket_address
 from drover.ops.port import DEFAULT, Arguments, Port, Timeout
-from drover.ops.slots import Reservations
+from drover.ops.reservations import Reservations
 from drover.qmp.conversation import Conversation
 from drover.qmp.events import EventLog, Match
 from drover.qmp.life import Call

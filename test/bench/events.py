@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TOP / "build" / "py"), str(TOP / "test")]
+sys.path[:0] = [str(TOP / "build" / "py")]
+sys.path.append(str(TOP / "test"))
 
 from drover.events.segment import LOST, read  # noqa: E402
 from drover.kvm.node import Node  # noqa: E402

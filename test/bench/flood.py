@@ -5,8 +5,8 @@ It sends bytes that were made beforehand, so that the reader is what a figure me
 
 import argparse
 import json
+import selectors
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 CHUNK = 1_000  # events made beforehand, about 230 kB: more than a socket's buffer takes at once
@@ -39,14 +39,6 @@ def line(message: object) -> bytes:
     return json.dumps(message).encode() + b"\r\n"
 
 
-def commands(connection: socket.socket) -> Iterator[dict[str, Any]]:
-    """What the client says; some clients end a command with a newline and some do not."""
-    text = ""
-    while data := connection.recv(65536):
-        found, text = commands_in(text + data.decode())
-        yield from found
-
-
 def commands_in(text: str) -> tuple[list[dict[str, Any]], str]:
     """The whole commands at the begin of a text, and the rest of it."""
     found = []
@@ -60,36 +52,82 @@ def commands_in(text: str) -> tuple[list[dict[str, Any]], str]:
     return found, text
 
 
-def serve(connection: socket.socket, chunk: bytes, times: int) -> None:
-    """Be the monitor of one client until it leaves."""
-    connection.settimeout(IDLE_TIMEOUT)
-    connection.sendall(line(GREETING))
-    for command in commands(connection):
-        name = str(command.get("execute"))
-        reply = {"return": ANSWERS.get(name, {})} | ({"id": command["id"]} if "id" in command else {})
-        connection.sendall(line(reply))
-        if name == "flood":
-            for _ in range(times):
-                connection.sendall(chunk)
+class Server:
+    """The monitors of as many clients as there are addresses.
+
+    :param events: how many to send at a ``flood`` command, to all of them together; then all have to have said it
+    """
+
+    def __init__(self, addresses: list[str], events: int) -> None:
+        self._listeners = [socket.socket(socket.AF_UNIX) for _ in addresses]
+        self._selector = selectors.DefaultSelector()
+        for listener, address in zip(self._listeners, addresses, strict=True):
+            listener.bind(address)
+            listener.listen()
+            self._selector.register(listener, selectors.EVENT_READ)
+        each = CHUNK // len(addresses) or 1
+        self._slice = b"".join(line(event(number)) for number in range(each))
+        self._times = events // len(addresses) // each
+        self._texts: dict[socket.socket, str] = {}
+        self._waiting: list[socket.socket] = []
+
+    def run(self) -> None:
+        """Serve until killed."""
+        while True:
+            ready = self._selector.select(IDLE_TIMEOUT)
+            for key, _ in ready:
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                try:
+                    self._greet(sock) if sock in self._listeners else self._read(sock)
+                except OSError:  # the client went
+                    self._drop(sock)
+            if not ready:  # one that waits for events which it has lost waits for ever
+                for sock in list(self._texts):
+                    self._drop(sock)
+
+    def _greet(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.settimeout(IDLE_TIMEOUT)
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._texts[connection] = ""
+        connection.sendall(line(GREETING))
+
+    def _read(self, sock: socket.socket) -> None:
+        data = sock.recv(65536)
+        if not data:
+            self._drop(sock)
+            return
+        found, self._texts[sock] = commands_in(self._texts[sock] + data.decode())
+        for command in found:
+            name = str(command.get("execute"))
+            reply = {"return": ANSWERS.get(name, {})} | ({"id": command["id"]} if "id" in command else {})
+            sock.sendall(line(reply))
+            if name == "flood":
+                self._waiting.append(sock)
+        if len(self._waiting) == len(self._listeners):
+            self._flood()
+
+    def _flood(self) -> None:
+        for _ in range(self._times):
+            for sock in self._waiting:
+                sock.sendall(self._slice)
+        self._waiting.clear()
+
+    def _drop(self, sock: socket.socket) -> None:
+        if self._texts.pop(sock, None) is not None:
+            self._selector.unregister(sock)
+            sock.close()
+        self._waiting = [each for each in self._waiting if each is not sock]
 
 
 def main() -> None:
-    """Serve one client after another until killed."""
+    """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("address", help="path of the unix socket to listen on")
     parser.add_argument("events", type=int, help=f"how many to send at a 'flood' command; a multiple of {CHUNK}")
+    parser.add_argument("addresses", nargs="+", help="paths of the unix sockets to listen on")
     options = parser.parse_args()
-    chunk = b"".join(line(event(number)) for number in range(CHUNK))
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(options.address)
-    listener.listen()
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            try:
-                serve(connection, chunk, options.events // CHUNK)
-            except OSError:  # the client went, or stayed silent
-                pass
+    Server(options.addresses, options.events).run()
 
 
 if __name__ == "__main__":

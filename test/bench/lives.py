@@ -1,8 +1,6 @@
-"""The figures of instances: what a start, a plug and an adoption cost beside QEMU's own share."""
+"""The figures of instances: what a start and an adoption cost beside QEMU's own share."""
 
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,95 +8,86 @@ from pathlib import Path
 from typing import Any, Final
 
 from bare import BareMachine
-from frame import Added, Bar, BenchError, Clock, Result, Side, Within, measure
+from frame import CPU_MS, WALL_MS, Added, Bar, BenchError, Clock, Result, Side, Within, measure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from drover import QmpConnection
+from prompt import wait_for_prompt
+
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.spec import parse
-from drover.ops.slots import enumerated
-from instances import VERSIONS, bare, temporary_node
+from instances import VERSIONS, bare, bootable, temporary_node
 
 OURS: Final = "drover"
 BARE: Final = "bare QEMU"
 MANY: Final = 200
-FIRMWARE_TIMEOUT: Final = 60.0  # seconds
 
 
-class _Side(Side):
-    """A node with one instance.
+class OneInstance(Side):
+    """A node with one instance; or the same QEMU, by the words of that instance.
 
     :param version: of QEMU
     """
+
+    document: Callable[[str], dict[str, Any]] = staticmethod(bare)
 
     def __init__(self, name: str, version: str) -> None:
         super().__init__(name)
         self.version = version
 
     def setup(self) -> None:
-        """A node of its own, that has looked at this QEMU before; for the one by hand, the words of its instance."""
+        """A node of its own, that has looked at this QEMU before."""
         self._stack = ExitStack()
         self.node: Node = self._stack.enter_context(temporary_node())
-        self.vm: Instance = self.node.create(parse(bare(self.version)))
-        self.image = self.node.host.paths.state / "image"
-        self.image.touch()
-        os.truncate(self.image, 8 << 20)
+        self.vm: Instance = self.node.create(parse(self.document(self.version)))
         self.vm.start(paused=True)
         runtime = self.vm.show().document.runtime
         assert runtime is not None
         self.vm.kill()
-        if self.name == BARE:
-            self.bare = BareMachine(runtime.argv)
+        self.bare: BareMachine | None = None
+        if self.name != OURS:
+            self.bare = BareMachine(runtime.argv, files_of(self.document(self.version)))
             self._stack.callback(self.bare.stop)
+
+    @property
+    def serial(self) -> Path:
+        """Where the guest's console listens."""
+        return self.bare.socket("serial") if self.bare else self.node.host.paths.instance("vm").socket("serial")
+
+    def start(self, *, paused: bool = False) -> None:
+        """Have it run."""
+        if self.bare is None:
+            self.vm.start(paused=paused)
+        else:
+            self.bare.start()
+            if not paused:
+                self.bare("cont")
 
     def teardown(self) -> None:
         """End what runs."""
         self._stack.close()
 
 
-class Starts(_Side):
+class Starts(OneInstance):
     """The call to a monitor that answers; the guest does not run yet."""
 
     def run(self, clock: Clock, count: int) -> None:
         """Once: then it runs."""
         with clock:
-            if self.name == BARE:
-                self.bare.start()
-            else:
-                self.vm.start(paused=True)
+            self.start(paused=True)
 
 
-class Plugs(_Side):
-    """A disk into a machine whose firmware has numbered its buses."""
+class Boots(OneInstance):
+    """The call to the prompt of a guest's shell."""
 
-    def setup(self) -> None:
-        """Start it."""
-        super().setup()
-        if self.name == BARE:
-            self.bare.start()
-            self.bare("cont")
-            self._wait(lambda: self.bare("query-pci"))
-        else:
-            self.vm.start()
-            with QmpConnection(self.node.host.paths.instance("vm").socket("people")) as people:
-                self._wait(people.query_pci)
+    document = staticmethod(bootable)
 
     def run(self, clock: Clock, count: int) -> None:
         """Once."""
         with clock:
-            if self.name == BARE:
-                self.bare.plug(str(self.image), "rp0")
-            else:
-                self.vm.add_disk(id="x", source=str(self.image), format="raw", cache="writeback")
-
-    def _wait(self, ask: Callable[[], list[dict[str, Any]]]) -> None:
-        deadline = time.monotonic() + FIRMWARE_TIMEOUT
-        while not enumerated(ask()):
-            if time.monotonic() > deadline:
-                raise BenchError("the firmware has not numbered the buses")
-            time.sleep(0.1)
+            self.start()
+            wait_for_prompt(self.serial)
 
 
 class Adopts(Side):
@@ -139,10 +128,11 @@ class Adopts(Side):
 class Life:
     """A figure of one act in an instance's life."""
 
+    row: int
     name: str
     title: str
     what: str
-    side: type[_Side]
+    side: type[OneInstance]
     bar: Bar
     rounds: tuple[int, int] = (21, 5)  # and when in a hurry
 
@@ -157,29 +147,35 @@ class Life:
 class Many:
     """The figure of many instances."""
 
+    row: int = 11
     name: str = "adopt"
     title: str = f"adoption of {MANY} instances that run"
     what: str = "adoption"
-    bar: Bar = field(default=Within(OURS, OURS, 2000))
+    bar: Bar = field(default=Within(OURS, 3000 * MANY / 1000, WALL_MS))  # 3 s for a thousand
 
     def run(self, quick: bool, progress: Callable[[str], None]) -> Iterator[Result]:
         """Measure it."""
-        side = Adopts(VERSIONS[0])
-        try:
-            yield _measure(self, [side], 3 if quick else 7, VERSIONS[0], progress)
-        finally:
-            side.close()
+        yield _measure(self, [Adopts(VERSIONS[0])], 3 if quick else 7, VERSIONS[0], progress)
 
 
 FIGURES: Final[Sequence[Life | Many]] = (
-    Life("start", "start of an instance, call to its monitor's answer", "start", Starts, Added(OURS, BARE, 50)),
-    Life("plug", "a disk plugged in, call to return", "plug", Plugs, Added(OURS, BARE, 10)),
+    Life(9, "start", "start of an instance, call to its monitor's answer", "start", Starts,
+         Added(OURS, 30, WALL_MS, BARE)),
+    Life(9, "boot", "start of an instance, call to the prompt of its guest", "boot", Boots,
+         Added(OURS, 30, WALL_MS, BARE), rounds=(15, 3)),
     Many(),
-)
+)  # fmt: skip
+
+
+def files_of(document: dict[str, Any]) -> dict[str, str]:
+    """What an instance boots, by QEMU's options."""
+    boot = document.get("boot", {})
+    return {f"-{name}": boot[name] for name in ("kernel", "initrd") if name in boot}
 
 
 def _measure(
     figure: Life | Many, sides: Sequence[Side], rounds: int, version: str, progress: Callable[[str], None]
 ) -> Result:
-    result = Result(figure.name, f"{figure.title}, QEMU {version}", figure.what, 1, False, [figure.bar])
-    return measure(result, sides, rounds, 120.0, progress)
+    title = f"{figure.title}, QEMU {version}"
+    result = Result(figure.row, figure.name, title, figure.what, bars=[figure.bar], columns=(CPU_MS, WALL_MS))
+    return measure(result, sides, rounds, 180.0, progress)

@@ -1,4 +1,4 @@
-"""What the clients talk to: a real QEMU that only has a monitor, and a sender of events (``flood.py``)."""
+"""What the clients talk to: real QEMUs that only have monitors, and a sender of events (``flood.py``)."""
 
 import subprocess
 import sys
@@ -7,49 +7,77 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from frame import BenchError
 
-START_TIMEOUT = 20.0  # seconds; either is there within 0.2 s on an idle machine
-STOP_TIMEOUT = 10.0
+START_TIMEOUT: Final = 20.0  # seconds; either is there within 0.2 s on an idle machine
+STOP_TIMEOUT: Final = 10.0
+LEAN: Final = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S")
+# QEMUs that are started at once: each computes for 0.1 s, so more of them only wait for each other.
+AT_ONCE: Final = 8
+QEMU_BYTES: Final = 13 << 20  # of such a QEMU's own, with what the kernel needs for it
+SPARE: Final = 2 << 30  # bytes that are left to the host
 
 
 @contextmanager
-def qemu(binary: Path) -> Iterator[str]:
-    """Run a QEMU without any machine in it; gives its monitor's address."""
-    options = ["-machine", "none", "-nodefaults", "-display", "none", "-S"]
+def qemus(binary: Path, count: int, monitors: int = 1) -> Iterator[list[str]]:
+    """Run so many of them, each with so many monitors; gives all addresses."""
     with tempfile.TemporaryDirectory(prefix="drover-bench-") as folder:
-        address = f"{folder}/qmp"
-        with _running([str(binary), *options, "-qmp", f"unix:{address},server=on,wait=off"], address):
-            yield address
+        processes: list[subprocess.Popen[bytes]] = []
+        addresses = [f"{folder}/{number}" for number in range(count * monitors)]
+        try:
+            for number in range(count):
+                own = addresses[number * monitors : (number + 1) * monitors]
+                words = [word for address in own for word in ("-qmp", f"unix:{address},server=on,wait=off")]
+                processes.append(_launched([str(binary), *LEAN, *words], own[-1]))
+                if number >= AT_ONCE:
+                    _wait_for(addresses[(number - AT_ONCE + 1) * monitors - 1], processes[number - AT_ONCE])
+            for number, process in enumerate(processes):
+                _wait_for(addresses[(number + 1) * monitors - 1], process)
+            yield addresses
+        finally:
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.wait()
 
 
 @contextmanager
-def flood(events: int) -> Iterator[str]:
-    """Run the sender of events; gives its address."""
+def flood(events: int, monitors: int = 1) -> Iterator[list[str]]:
+    """Run the sender of events; gives the addresses of its monitors."""
     program = Path(__file__).with_name("flood.py")
     with tempfile.TemporaryDirectory(prefix="drover-bench-") as folder:
-        address = f"{folder}/qmp"
-        with _running([sys.executable, str(program), address, str(events)], address):
-            yield address
-
-
-@contextmanager
-def _running(argv: Sequence[str], address: str) -> Iterator[None]:
-    said = Path(address).with_name("stderr")
-    with said.open("wb") as output:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=output)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not Path(address).exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{argv[0]} did not come up: {said.read_text(errors='replace').strip()}")
-            time.sleep(0.01)
-        yield
-    finally:
-        process.terminate()
+        addresses = [f"{folder}/{number}" for number in range(monitors)]
+        process = _launched([sys.executable, str(program), str(events), *addresses], addresses[-1])
         try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _wait_for(addresses[-1], process)
+            yield addresses
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def fitting() -> int:
+    """How many such QEMUs the memory of this host has room for."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
+    return max(0, (free - SPARE) // QEMU_BYTES)
+
+
+def _launched(argv: Sequence[str], address: str) -> "subprocess.Popen[bytes]":
+    with open(f"{address}.log", "wb") as output:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def _wait_for(address: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not Path(address).exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = Path(f"{address}.log").read_text(errors="replace").strip()
+            raise BenchError(f"{process.args!r} did not come up: {said}")
+        time.sleep(0.002)

@@ -1,14 +1,19 @@
-"""The three kinds of work, each for blocking clients and for clients on an event loop."""
+"""The kinds of work, each for blocking clients and for clients on an event loop."""
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import msgspec
+from flood import CHUNK, event, line
 from frame import BenchError, Clock, Side
 
 TRIGGER = "flood"  # the command on which the sender of events starts
 # A call in so many goes before the clock starts: the first ones fill caches, the interpreter's and the processor's.
 WARM_UP_SHARE = 20
+IN_FLIGHT: Final = 8  # commands: more, and QEMU does not read on
+KIND: Final = "BLOCK_JOB_COMPLETED"  # what a filter lets through
+KINDS_IN_CHUNK: Final = sum(event(number)["event"] == KIND for number in range(CHUNK))
 
 
 class Client(Protocol):
@@ -16,7 +21,7 @@ class Client(Protocol):
 
     def connect(self) -> object: ...
     def execute(self, command: str, /) -> object: ...
-    def events(self) -> Iterable[object]: ...
+    def events(self, *names: str) -> Iterable[object]: ...
     def close(self) -> object: ...
 
 
@@ -25,7 +30,7 @@ class AsyncClient(Protocol):
 
     def connect(self) -> Coroutine[Any, Any, object]: ...
     def execute(self, command: str, /) -> Coroutine[Any, Any, object]: ...
-    def events(self) -> AsyncIterable[object]: ...
+    def events(self, *names: str) -> AsyncIterable[object]: ...
     def close(self) -> Coroutine[Any, Any, object]: ...
 
 
@@ -62,19 +67,26 @@ class BlockingCalls(Blocking):
 
 
 class BlockingEvents(Blocking):
-    """Wait for events, as fast as they can be taken."""
+    """Wait for events, as fast as they can be taken.
+
+    :param names: only these
+    """
+
+    def __init__(self, name: str, make: Callable[[], Client], names: tuple[str, ...] = ()) -> None:
+        super().__init__(name, make)
+        self.names = names
 
     def run(self, clock: Clock, count: int) -> None:
-        source, seen = self.client.events(), 0
+        source, seen, wanted = self.client.events(*self.names), 0, expected(count, self.names)
         try:
             with clock:
                 self.client.execute(TRIGGER)
                 for _ in source:
                     seen += 1
-                    if seen == count:
+                    if seen == wanted:
                         break
         finally:
-            check_events(self.name, source, seen, count)
+            check_events(self.name, source, seen, wanted)
 
 
 class BlockingConnects(Side):
@@ -149,20 +161,44 @@ class AsyncCalls(Async):
                 await client.execute(command)
 
 
-class AsyncEvents(Async):
-    """Wait for events, as fast as they can be taken."""
+class AsyncFlights(AsyncCalls):
+    """Eight commands at once, again and again; by one call where the client was written by hand for that."""
 
     async def work(self, clock: Clock, count: int) -> None:
-        source, seen = self.client.events(), 0
+        fly = getattr(self.client, "fly", self._fly)
+        for _ in range(1 + count // WARM_UP_SHARE // IN_FLIGHT):
+            await fly(self.command, IN_FLIGHT)
+        with clock:
+            for _ in range(count // IN_FLIGHT):
+                await fly(self.command, IN_FLIGHT)
+
+    async def _fly(self, command: str, times: int) -> None:
+        await asyncio.gather(*[self.client.execute(command) for _ in range(times)])
+
+
+class AsyncEvents(Async):
+    """Wait for events, as fast as they can be taken.
+
+    :param names: only these
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], AsyncClient], new_loop: Callable[[], Any], names: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(name, make, new_loop)
+        self.names = names
+
+    async def work(self, clock: Clock, count: int) -> None:
+        source, seen, wanted = self.client.events(*self.names), 0, expected(count, self.names)
         try:
             with clock:
                 await self.client.execute(TRIGGER)
                 async for _ in source:
                     seen += 1
-                    if seen == count:
+                    if seen == wanted:
                         break
         finally:
-            check_events(self.name, source, seen, count)
+            check_events(self.name, source, seen, wanted)
 
 
 class AsyncConnects(Async):
@@ -180,6 +216,31 @@ class AsyncConnects(Async):
 
     async def end(self) -> None:
         pass
+
+
+class Decodes(Side):
+    """The same events decoded where they are, by msgspec alone: the limit."""
+
+    def __init__(self) -> None:
+        super().__init__("msgspec alone")
+
+    def setup(self) -> None:
+        self.block = b"".join(line(event(number)) for number in range(CHUNK))
+        self.decode_lines = msgspec.json.Decoder().decode_lines
+
+    def run(self, clock: Clock, count: int) -> None:
+        with clock:
+            for _ in range(count // CHUNK):
+                for _ in self.decode_lines(self.block):
+                    pass
+
+    def teardown(self) -> None:
+        pass
+
+
+def expected(count: int, names: tuple[str, ...]) -> int:
+    """How many of so many events bear one of these names."""
+    return count // CHUNK * KINDS_IN_CHUNK if names else count
 
 
 def check_events(side: str, source: object, seen: int, count: int) -> None:

@@ -59,6 +59,11 @@ class Module:
         """Whether it is an `__init__.py`, from where relative imports count one level less."""
         return self.path.endswith("/__init__.py")
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All that is in it: several rules go through it."""
+        return list(ast.walk(self.tree))
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -80,7 +85,7 @@ class House:
         """The classes of each bare name: near enough to look up a base, as few names are taken twice."""
         found: dict[str, list[ast.ClassDef]] = {}
         for module in self.modules.values():
-            for node in ast.walk(module.tree):
+            for node in module.nodes:
                 if isinstance(node, ast.ClassDef):
                     found.setdefault(node.name, []).append(node)
         return found
@@ -175,7 +180,7 @@ def read_house(top: Path) -> House:
 
 def imports(module: Module, known: dict[str, Module]) -> Iterator[Edge]:
     """Every import of a module, wherever it stands; a name that is itself a module counts as that module."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         match node:
             case ast.Import(names=names):
                 yield from (Edge(alias.name, node.lineno) for alias in names)
@@ -249,7 +254,7 @@ def check_imports(house: House, module: Module) -> Iterator[str]:
 
 def check_functions(module: Module) -> Iterator[str]:
     """Functions that are longer than the ceiling; the docstring does not count."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, Function):
             lines = last_line(node) - node.lineno + 1 - docstring_lines(node)
             if lines > MAX_FUNCTION_LINES:

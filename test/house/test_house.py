@@ -6,6 +6,8 @@ import pytest
 
 from house.check import MAX_FILE_LINES, MAX_FUNCTION_LINES, check
 
+pytestmark = pytest.mark.once  # it reads sources, and runs nothing of them
+
 TOP = Path(__file__).resolve().parents[2]
 
 LONG_FUNCTION = "def f() -> None:\n    '''Long.'''\n" + "    f()\n" * MAX_FUNCTION_LINES

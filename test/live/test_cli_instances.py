@@ -1,6 +1,5 @@
 """The commands for instances, as a person types them: from nothing to a guest's console, and what goes wrong."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -12,60 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from drover.kvm.paths import Paths
+from commands import Host, host_with
 from instances import bare, bootable
-from noded import running
 from terminal import Terminal, terminal
-
-TOP = Path(__file__).resolve().parents[2]
-DROVER = [sys.executable, "-c", "from drover.cli.main import main; main()"]
-
-
-class Host:
-    """The folders of a host of one's own, and the program on it."""
-
-    def __init__(self, top: Path, daemon: bool) -> None:
-        self.top = top
-        self.daemon = daemon
-        self.env = {"DROVER_STATE_DIR": str(top / "state"), "DROVER_RUN_DIR": str(top / "run")}
-        self.env["PYTHONPATH"] = str(TOP / "build" / "py")
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Type a command."""
-        return subprocess.run(
-            [*DROVER, *words], env=os.environ | self.env, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    def __call__(self, *words: str) -> str:
-        """Type a command that must succeed; what it answers."""
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def tidy_up(self) -> None:
-        """Nothing of it runs any more."""
-        for row in json.loads(self("list", "-o", "json")):
-            self("kill", row["name"])
-            self("delete", row["name"])
-
-    def write(self, spec: dict[str, object]) -> str:
-        """A specification, in a file."""
-        path = self.top / f"{spec['name']}.json"
-        path.write_text(json.dumps(spec))
-        return str(path)
 
 
 @pytest.fixture(params=["alone", "daemon"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """Without a node daemon, and with one: the same words do the same."""
-    host = Host(Path(tempfile.mkdtemp(prefix="drover-")), daemon=request.param == "daemon")
-    host.top.chmod(0o711)  # QEMU's own user has to pass
-    paths = Paths(host.top / "state", host.top / "run")
-    with running(paths, host.top / "log") if host.daemon else contextlib.nullcontext():
-        yield host
-        host.tidy_up()
-    shutil.rmtree(host.top)
-
+    with host_with(daemon=request.param == "daemon") as found:
+        yield found
 
 
 def ended(host: Host) -> str:
@@ -89,10 +44,10 @@ def test_a_life(host: Host) -> None:
     [row] = json.loads(host("list", "-o", "json"))
     assert (row["name"], row["state"], row["memory_mib"]) == ("vm", "running", 64)
     (host.top / "d.raw").write_bytes(bytes(1 << 20))
-    words = ("add-disk", "vm", str(host.top / "d.raw"), "--format", "raw", "--serial", "s1", "-o", "json")
+    words = ("attach", "disk", "vm", str(host.top / "d.raw"), "--format", "raw", "--serial", "s1", "-o", "json")
     added = json.loads(host(*words))
     assert added["id"] in json.loads(host("show", "vm", "-o", "json"))["devices"].split(", ")
-    refused = host.run("remove-disk", "vm", added["id"], "--timeout", "0.2")
+    refused = host.run("detach", "disk", "vm", added["id"], "--timeout", "0.2")
     assert (refused.returncode, "until its next reset" in refused.stderr) == (1, True)
     host("reset", "vm")
     assert "was taken out" in host("adopt")
@@ -113,30 +68,30 @@ def test_changes(host: Host) -> None:
     host("start", "vm")
     image = host.top / "d.raw"
     image.write_bytes(bytes(1 << 20))
-    host("add-disk", "vm", str(image), "--format", "raw", "--id", "d", "--cache", "writeback", "--iothread", "io")
+    host("attach", "disk", "vm", str(image), "--format", "raw", "--id", "d", "--cache", "writeback", "--iothread", "io")
     expected: list[tuple[str, dict[str, object]]] = [
-        ("resize-disk vm d 2MiB", {"id": "d", "size": 2 << 20}),
-        ("set-throttle vm d iops_total=500", {"throttle": {"iops_total": 500}}),
-        ("change-medium vm cd " + str(image.with_suffix(".iso")), {"source": str(image.with_suffix(".iso"))}),
-        ("set-link vm n down", {"state": "down"}),
-        ("add-usb vm --type mouse", {"id": "usb1"}),
-        ("remove-usb vm usb1", {"id": "usb1"}),
-        ("add-memory vm 128MiB", {"id": "dimm0", "size": 128 << 20}),
-        ("add-memory vm 256MiB --type virtio-mem", {"id": "vmem0"}),
-        ("set-vcpus vm 2 --even-under-tcg", {"count": 2}),
+        ("resize disk vm d 2MiB", {"id": "d", "size": 2 << 20}),
+        ("set throttle vm d iops_total=500", {"throttle": {"iops_total": 500}}),
+        ("set medium vm cd " + str(image.with_suffix(".iso")), {"source": str(image.with_suffix(".iso"))}),
+        ("set link vm n down", {"state": "down"}),
+        ("attach usb vm --type mouse", {"id": "usb1"}),
+        ("detach usb vm usb1", {"id": "usb1"}),
+        ("attach memory vm 128MiB", {"id": "dimm0", "size": 128 << 20}),
+        ("attach memory vm 256MiB --type virtio-mem", {"id": "vmem0"}),
+        ("set vcpus vm 2 --even-under-tcg", {"count": 2}),
     ]
     image.with_suffix(".iso").write_bytes(bytes(1 << 20))
     for words, told in expected:
         answer = json.loads(host(*words.split(), "-o", "json"))
         assert answer | told == answer, words
     for words, text in (
-        ("resize-disk vm d 1MiB", "at least the 2097152 bytes"),
-        ("resize-disk vm d 1MB", "'1MB' is no size"),
-        ("set-throttle vm d iops=1", "disks[1].throttle.iops: there is no such field"),
-        ("change-medium vm d", "one of its CD drives: cd"),
-        ("add-vfio vm 0000:00:1f.7", "vfio"),
-        ("set-vcpus vm 3", "1 to 2"),
-        ("remove-memory vm nosuch", "one of its memory devices: dimm0, vmem0"),
+        ("resize disk vm d 1MiB", "at least the 2097152 bytes"),
+        ("resize disk vm d 1MB", "'1MB' is no size"),
+        ("set throttle vm d iops=1", "disks[1].throttle.iops: there is no such field"),
+        ("set medium vm d", "one of its CD drives: cd"),
+        ("attach vfio vm 0000:00:1f.7", "vfio"),
+        ("set vcpus vm 3", "1 to 2"),
+        ("detach memory vm nosuch", "one of its memory devices: dimm0, vmem0"),
     ):
         done = host.run(*words.split())
         assert done.returncode, words
@@ -157,7 +112,8 @@ def test_what_goes_wrong(host: Host) -> None:
         (("console", "nosuch"), "there is no such instance"),
     ):
         done = host.run(*words)
-        assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+        status = 1 if words[0] == "run" else 3
+        assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (status, True, False)
     host("create", host.write(bare("7.2")))
     lacking = bare("7.2", "other", disks=[{"source": "/nowhere", "format": "raw"}])
     host("create", host.write(lacking))
@@ -169,7 +125,7 @@ def test_what_goes_wrong(host: Host) -> None:
 def test_console(host: Host) -> None:
     """`run` makes it, starts it, is at its console; Ctrl-] leaves; `console` comes back, and sees the guest's end."""
     path = host.write(bootable("10.0"))
-    with terminal(["run", path], host.top, **host.env) as screen:
+    with terminal(["run", "--no-daemon", path], host.top, **host.env) as screen:
         screen.see("guest#")
         screen.enter("echo $((6*7))")
         screen.see("\n42")
@@ -222,11 +178,11 @@ def test_an_ordinary_user() -> None:
     shown = json.loads(host("show", "vm", "-o", "json"))
     assert shown["state"] == "running"
     assert os.stat(f"/proc/{shown['pid']}").st_uid == 64195
-    refused = host.run("add-nic", "vm", "--mode", "bridge", "--link", "lo")
+    refused = host.run("attach", "nic", "vm", "--mode", "bridge", "--link", "lo")
     assert (refused.returncode, "CAP_NET_ADMIN" in refused.stderr) == (1, True), refused.stderr
-    host("add-nic", "vm", "--mode", "user")
+    host("attach", "nic", "vm", "--mode", "user")
     assert "killed" in host("kill", "vm")
-    host("delete", "vm")
+    host("delete", "--yes", "vm")
     shutil.rmtree(host.top)
 
 
@@ -270,7 +226,7 @@ def test_clone_of_an_ordinary_user() -> None:
         host("start", name)
     for name in ("vm", "vm2"):
         host("kill", name)
-        host("delete", name)
+        host("delete", "--yes", name)
     assert {path.name for path in host.top.glob("*.raw")} == {"vm.raw", "vm2.raw"}
     shutil.rmtree(host.top)
 

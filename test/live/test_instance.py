@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import waiting
 from drover import QmpConnection
 from drover.errors import (
     ArgumentError,
@@ -32,6 +33,8 @@ from drover.kvm.spec import parse
 from drover.kvm.state import State
 from instances import bare, bootable, temporary_node, type_in, wait_for_shell
 
+wait_for = partial(waiting.wait_for, timeout=60)
+
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -39,13 +42,6 @@ def pid_of(vm: Instance) -> int:
     runtime = vm.show().document.runtime
     assert runtime is not None
     return runtime.pid
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come in time"
-        time.sleep(0.05)
 
 
 def boot(vm: Instance) -> None:

@@ -22,6 +22,7 @@ from drover.kvm.spec import parse
 from drover.kvm.state import State
 from instances import bare, bootable, type_in, wait_for_shell
 from kvmd import Kvmd, journal, journal_folder, running, wait_event
+from waiting import wait_for
 
 
 @pytest.fixture
@@ -42,13 +43,6 @@ def pid_of(vm: Instance) -> int:
     runtime = vm.show().document.runtime
     assert runtime is not None
     return runtime.pid
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come in time"
-        time.sleep(0.02)
 
 
 def test_from_the_first_event(node: Node, kvmd: Kvmd, version: str) -> None:

@@ -327,6 +327,16 @@ def test_an_export_in_use(one: Lab) -> None:
         client.kill()
 
 
+def test_an_export_that_wants_whole_blocks(one: Lab) -> None:
+    """As that of a file without the host's cache; a client that does not ask for the sizes is refused it."""
+    path, where = one.image("a"), str(one.folder / "nbd")
+    file = {"driver": "file", "node-name": "a", "filename": str(path), "cache": {"direct": True}}
+    one.vm.execute("blockdev-add", file)
+    one.vm.nbd_server_start(where)
+    one.vm.block_export_add("e", "a")
+    assert one.vm.check_nbd_server(where, "a").min_block > 1
+
+
 def test_the_end_of_the_server_is_the_end_of_its_exports(one: Lab) -> None:
     one.node("a")
     one.vm.nbd_server_start(str(one.folder / "nbd"))

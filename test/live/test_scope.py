@@ -4,15 +4,19 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+import waiting
 from instances import VERSIONS, bare, bootable
 from systemd import TOP, Container, container
+
+wait_for = partial(waiting.wait_for, timeout=10)
 
 DROVER = str(Path(sys.executable).with_name("drover"))
 
@@ -84,13 +88,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One that the tests share."""
     with host(tmp_path_factory.mktemp("host")) as node:
         yield node
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -212,7 +209,7 @@ def test_the_hosts_boot_and_shutdown(tmp_path: Path, version: str) -> None:
         node.host.enter("systemctl", "start", "drover-guests.service")
         assert "machine.slice" in node.document("guest")["runtime"]["cgroup"]
         console = node.host.shared / "state/instances/guest/console.log"
-        wait_for(lambda: b"guest# " in console.read_bytes(), 90)
+        wait_for(lambda: b"guest# " in console.read_bytes(), timeout=90)
         node.host.enter("systemctl", "poweroff")
         node.host.wait_for_end(90)
         stop = node.document("guest")["last_stop"]

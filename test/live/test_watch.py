@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import waiting
 from drover import QmpConnection
 from drover.errors import InstanceTimeout, WatcherRuns
 from drover.events.watcher import Notice, Watcher
@@ -28,6 +30,8 @@ from drover.kvm.state import State
 from instances import bare, bootable, type_in, wait_for_shell
 
 pytestmark = pytest.mark.alone
+
+wait_for = partial(waiting.wait_for, timeout=60)
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -90,13 +94,6 @@ def reason_of(vm: Instance) -> str:
     stop = vm.show().document.last_stop
     assert stop is not None
     return stop.reason
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come in time"
-        time.sleep(0.05)
 
 
 # -- what is started again ---------------------------------------------------------------------------------------------
@@ -260,7 +257,7 @@ def test_killed_in_a_restart(node: Node, step: int) -> None:
     done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(TOP / "build" / "py")}, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     with watching(node):
-        wait_for(lambda: vm.show().state is State.RUNNING, 20)
+        wait_for(lambda: vm.show().state is State.RUNNING, timeout=20)
     assert vm.show().document.pending is None
 
 
@@ -300,7 +297,7 @@ def test_folder_that_goes(node: Node) -> None:
     with watching(node) as it:
         wait_for(lambda: it.watcher._watched)
         shutil.rmtree(runs)
-        wait_for(runs.exists, 5)
+        wait_for(runs.exists, timeout=5)
         vm = node.instance("vm")
         vm.start()
         os.kill(pid_of(vm), signal.SIGKILL)

@@ -3,13 +3,14 @@
 - :mod:`.launch`  what goes in and comes out
 - :mod:`.places`  where on which bus
 - :mod:`.board`, :mod:`.disks`, :mod:`.nics`, :mod:`.screen`, :mod:`.devices`  the words, a function a class of devices
+- :mod:`.plugged`  vCPUs and memory that were plugged into a machine that arrives
 
 Not on the command line, as it has no place there: passwords, limits of disks, the pinning of CPUs.
 Whoever starts the machine sets them before it runs.
 """
 
 from ..spec import Spec
-from . import board, devices, disks, nics, screen
+from . import board, devices, disks, nics, plugged, screen
 from .launch import Built, DiskNeed, Given, Launch, Qemu, Writer
 from .places import Places
 
@@ -37,6 +38,8 @@ def build(spec: Spec, given: Given, qemu: Qemu | None = None) -> Launch:
     board.write_smbios(out)
     board.write_monitors(out)
     board.write_buses(out, places)
+    plugged.write_vcpus(out)
+    plugged.write_sticks(out, places)
     devices.write_serial(out)
     devices.write_agents(out, places)
     screen.write_screen(out, places)
@@ -57,22 +60,25 @@ def build(spec: Spec, given: Given, qemu: Qemu | None = None) -> Launch:
 
 def _places(spec: Spec, given: Given) -> Places:
     """Network cards first: guests name them by their places, and disks by their contents."""
+    arrives = given.board
+    sticks = [stick for stick in arrives.sticks if stick.bus] if arrives else []
     pluggable = [
         *(nic.id for nic in spec.nics),
         *(device.id for device in spec.vfio),
         *(disk.id for disk in spec.disks if disk.bus == "virtio-blk"),
         *([disks.SEED] if spec.cloud_init else []),
+        *(stick.id for stick in sticks),
     ]
     bridges = [f"br{n}" for n in range(spec.machine.bridges)]
     fixed = {
         "vserial": spec.agent or (spec.spice and spec.spice.agent),
         "balloon": spec.memory.balloon,
         "rng": spec.rng,
-        "xhci": spec.has_usb,
+        "xhci": devices.has_usb(spec, arrives),
         "vsock": spec.vsock_cid,
         "watchdog": spec.watchdog and spec.watchdog.model == "i6300esb",
         "ahci": disks.needs_ahci(spec),
-        **dict.fromkeys([*bridges, *disks.scsi_controllers(spec)], True),
+        **dict.fromkeys([*bridges, *disks.scsi_controllers(spec, arrives)], True),
     }
     return Places(
         q35=spec.machine.q35,
@@ -80,5 +86,6 @@ def _places(spec: Spec, given: Given) -> Places:
         fixed=[name for name, there in fixed.items() if there],
         spare=spec.machine.root_ports,
         bridges=len(bridges),
-        before=given.places,
+        before={**given.places, **{stick.id: (stick.bus, stick.addr) for stick in sticks}},
+        root_ports=arrives.root_ports if arrives else None,
     )

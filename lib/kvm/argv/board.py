@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from ...ops.chain import Layer
 from ...ops.image import file_node
-from ..spec import MemorySpec
+from ..spec import CpuSpec, MemorySpec
 from .launch import DiskNeed, Writer, escape
 from .places import Places
 
@@ -23,6 +23,8 @@ def write_machine(out: Writer) -> None:
     """What it is; that it stands still until it is told to run, and when it is at its end."""
     spec = out.spec
     out.add("-nodefaults", "-no-user-config", "-S", "-action", "shutdown=pause,panic=pause", "-sandbox", _SANDBOX)
+    if out.given.incoming:
+        out.add("-incoming", "defer")
     out.pairs("-name", guest=spec.name, debug_threads="on")
     if spec.uuid:
         out.add("-uuid", spec.uuid)
@@ -40,24 +42,36 @@ def write_machine(out: Writer) -> None:
     out.add("-rtc", f"base={spec.machine.rtc}")
 
 
+def cpu_model(cpu: CpuSpec, accelerator: str) -> str:
+    """QEMU's name of the model that a machine's CPUs are of."""
+    return cpu.model or ("host" if accelerator == "kvm" else "max")
+
+
+def cpu_words(cpu: CpuSpec, accelerator: str) -> str:
+    """The model, with what is switched on and off of it, as QEMU's ``-cpu`` takes it."""
+    features = (f"{name}={'on' if on else 'off'}" for name, on in cpu.features.items())
+    return ",".join([cpu_model(cpu, accelerator), *features])
+
+
 def write_cpu(out: Writer) -> None:
     """Model, features, and how the CPUs are arranged."""
     cpu = out.spec.cpu
-    model = cpu.model or ("host" if out.given.accelerator == "kvm" else "max")
-    out.add("-cpu", ",".join([model, *(f"{name}={'on' if on else 'off'}" for name, on in cpu.features.items())]))
+    out.add("-cpu", cpu_words(cpu, out.given.accelerator))
     sockets, cores, threads = cpu.topology
+    count = out.given.board.vcpus if out.given.board else cpu.count
     out.pairs(
-        "-smp", cpus=str(cpu.count), maxcpus=str(cpu.max), sockets=str(sockets), cores=str(cores), threads=str(threads)
+        "-smp", cpus=str(count), maxcpus=str(cpu.max), sockets=str(sockets), cores=str(cores), threads=str(threads)
     )
 
 
 def write_memory(out: Writer) -> None:
     """The memory and what it is made of."""
     memory = out.spec.memory
-    room = f",slots={memory.slots},maxmem={memory.max}B" if memory.slots or memory.max > memory.size else ""
-    out.add("-m", f"size={memory.size}B{room}")
+    size = out.given.board.memory if out.given.board else memory.size
+    room = f",slots={memory.slots},maxmem={memory.max}B" if memory.slots or memory.max > size else ""
+    out.add("-m", f"size={size}B{room}")
     kind, made_of = memory_backend(memory)
-    out.object(kind, _MEMORY, size=memory.size, **made_of)
+    out.object(kind, _MEMORY, size=size, **made_of)
 
 
 def memory_backend(memory: MemorySpec) -> tuple[str, dict[str, Any]]:

@@ -1,13 +1,17 @@
 """What else is plugged into the board: console, agents, balloon, random numbers, watchdog, USB, devices of the host."""
 
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from ..spec import UsbDevice
+from ...errors import NoFreeSlot
+from ..parcel import Board
+from ..spec import Spec, UsbDevice
 from ..spec.checks import USB_PORTS
 from .board import write_listener
 from .launch import Writer
 from .places import Places
 
+_USB_BUS: Final = "xhci.0"
 CONSOLE_LOG: Final = "console-log"  # its descriptor
 _AGENT: Final = "org.qemu.guest_agent.0"  # by these names agents find their ports
 _SPICE_AGENT: Final = "com.redhat.spice.0"
@@ -49,7 +53,8 @@ def write_balloon(out: Writer, places: Places) -> None:
     if memory.balloon:
         out.device(
             "virtio-balloon-pci", id="balloon", deflate_on_oom=True,
-            free_page_reporting=memory.free_page_reporting, **places.fixed("balloon"),
+            free_page_reporting=memory.free_page_reporting,
+            guest_stats_polling_interval=memory.guest_stats or None, **places.fixed("balloon"),
         )  # fmt: skip
 
 
@@ -92,15 +97,43 @@ def write_usb(out: Writer, places: Places) -> None:
 
     Their ports are said: QEMU would put a hub of its own before the last one that is free.
     """
-    if not out.spec.has_usb:
+    if not has_usb(out.spec, out.given.board):
         return
     devices = list(out.spec.usb)
     if out.spec.screen and all(device.type != "tablet" for device in devices):
         devices.insert(0, UsbDevice(id="tablet", type="tablet"))
     out.device("qemu-xhci", id="xhci", p2=USB_PORTS, p3=USB_PORTS, **places.fixed("xhci"))
-    for port, device in enumerate(devices, 1):
-        out.device(USB_DRIVERS[device.type], id=device.id, bus="xhci.0", port=str(port), **usb_host(device))
-        out.note("usb", device.id, "xhci.0", str(port))
+    ports = _usb_ports([device.id for device in devices], out.given.places)
+    for device in devices:
+        port = ports[device.id]
+        out.device(USB_DRIVERS[device.type], id=device.id, bus=_USB_BUS, port=port, **usb_host(device))
+        out.note("usb", device.id, _USB_BUS, port)
+
+
+def _usb_ports(devices: list[str], before: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """The port of each USB device: where it was before, or else the first that is free."""
+    where = {name: before.get(name, ("", "")) for name in devices}
+    ports = {name: port for name, (bus, port) in where.items() if bus == _USB_BUS and port.isdecimal()}
+    for name in devices:
+        if name not in ports:
+            ports[name] = free_usb_port(ports.values())
+    return ports
+
+
+def free_usb_port(taken: Collection[str]) -> str:
+    """The first port that is free.
+
+    :raises NoFreeSlot: there is none
+    """
+    for port in range(1, USB_PORTS + 1):
+        if str(port) not in taken:
+            return str(port)
+    raise NoFreeSlot("usb", {"ports": USB_PORTS})
+
+
+def has_usb(spec: Spec, board: Board | None) -> bool:
+    """Whether there is a USB controller: one that was there at the boot stays."""
+    return board.usb if board is not None else spec.has_usb
 
 
 def usb_host(device: UsbDevice) -> dict[str, int]:
@@ -117,7 +150,8 @@ def write_vfio(out: Writer, places: Places) -> None:
             "vfio-pci", id=device.id, host=device.host or None, sysfsdev=device.mediated or None,
             rombar=None if device.rom else 0, bootindex=device.boot_index, **places.of(device.id),
         )  # fmt: skip
-        out.note("vfio", device.id, **places.of(device.id))
+        place = places.of(device.id)
+        out.note("vfio", device.id, place["bus"], place["addr"])
 
 
 def write_panic(out: Writer) -> None:

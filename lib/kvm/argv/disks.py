@@ -8,6 +8,7 @@ from ...ops.chain import Layer
 from ...ops.image import CACHES, backing_node, common_options, file_node, format_node
 from ...ops.nbd import parse_nbd
 from ...ops.slots import SCSI_TARGETS
+from ..parcel import Board
 from ..spec import Disk, Spec
 from ..spec.checks import SATA_PORTS
 from .launch import DiskNeed, Writer
@@ -66,9 +67,10 @@ def disk_needs(spec: Spec) -> tuple[DiskNeed, ...]:
 def write_disks(out: Writer, places: Places) -> None:
     """All disks, with their threads and controllers."""
     spec = out.spec
-    for name in dict.fromkeys(disk.iothread for disk in spec.disks if disk.iothread):
-        out.object("iothread", name)
-    controllers = scsi_controllers(spec)
+    controllers = scsi_controllers(spec, out.given.board)
+    for name in dict.fromkeys([*(disk.iothread for disk in spec.disks), *controllers.values()]):
+        if name:
+            out.object("iothread", name)
     for name, thread in controllers.items():
         out.device("virtio-scsi-pci", id=name, iothread=thread or None, **places.fixed(name))
     if needs_ahci(spec):
@@ -82,7 +84,7 @@ def write_disks(out: Writer, places: Places) -> None:
         if disk.bus == "virtio-blk":
             place = places.of(disk.id)
             _write_device(out, disk, "virtio-blk-pci", {**place, "iothread": disk.iothread or None})
-            out.note("disk", disk.id, **place)
+            out.note("disk", disk.id, place["bus"], place["addr"])
         elif disk.bus == "virtio-scsi":
             bus, target, lun = units[disk.id]
             where = {"bus": bus, "channel": 0, "scsi_id": target, "lun": lun}
@@ -107,8 +109,13 @@ def needs_ahci(spec: Spec) -> bool:
     return not spec.machine.q35 and any(disk.bus == "sata" for disk in spec.disks)
 
 
-def scsi_controllers(spec: Spec) -> dict[str, str]:
-    """SCSI controllers and the thread that each has; the first one has none, the next ones as disks need them."""
+def scsi_controllers(spec: Spec, board: Board | None) -> dict[str, str]:
+    """SCSI controllers and the thread that each has; the first one has none, the next ones as disks need them.
+
+    :param board: of a machine that arrives, which has those that it was booted with
+    """
+    if board is not None:
+        return board.scsi
     threads = ["", *dict.fromkeys(disk.iothread for disk in spec.disks if disk.bus == "virtio-scsi" and disk.iothread)]
     used = any(disk.bus == "virtio-scsi" for disk in spec.disks)
     number = max(spec.machine.scsi_controllers, len(threads) if used else 0)

@@ -9,6 +9,7 @@ from msgspec import Struct, json
 
 from ...errors import ArgumentError, NotSupported
 from ...ops.chain import Layer
+from ..parcel import Board
 from ..spec import Spec
 
 _PLACEHOLDER: Final = re.compile(r"\{fd:([A-Za-z0-9._-]+)\}")
@@ -35,6 +36,8 @@ class Given(Struct, frozen=True, kw_only=True):
     :ivar firmware_vars: the instance's own store of its variables
     :ivar seed: the disk for cloud-init
     :ivar places: bus and address where devices were before, by their ids: there they stay while there is such a bus
+    :ivar incoming: it waits for its machine, which comes from another QEMU
+    :ivar board: what that machine was booted with, and what came since; None: as the specification has it
     """
 
     machine: str
@@ -45,6 +48,8 @@ class Given(Struct, frozen=True, kw_only=True):
     firmware_vars: str = ""
     seed: str = ""
     places: Mapping[str, tuple[str, str]] = {}
+    incoming: bool = False
+    board: Board | None = None
 
 
 class DiskNeed(Struct, frozen=True, kw_only=True):
@@ -65,13 +70,15 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 class Built(Struct, frozen=True, kw_only=True):
     """A device of the specification, and where it sits.
 
-    :ivar kind: ``disk``, ``nic``, ``usb`` or ``vfio``
+    :ivar kind: ``disk``, ``nic``, ``usb``, ``vfio``, ``cpu`` or ``memory``
+    :ivar size: of memory: what the guest has of it, in bytes
     """
 
     id: str
     kind: str
     bus: str = ""
     addr: str = ""
+    size: int = 0
 
 
 class Launch(Struct, frozen=True, kw_only=True):
@@ -151,9 +158,9 @@ class Writer:
         """An object; ``_`` stands for ``-`` in a name, and what is None is left to QEMU."""
         self.json("-object", {"qom-type": kind, "id": id, **_told(properties)})
 
-    def note(self, kind: str, id: str, bus: str = "", addr: str = "") -> None:
+    def note(self, kind: str, id: str, bus: str = "", addr: str = "", size: int = 0) -> None:
         """Remember that a device of the specification is at a place."""
-        self._devices.append(Built(kind=kind, id=id, bus=bus, addr=addr))
+        self._devices.append(Built(kind=kind, id=id, bus=bus, addr=addr, size=size))
 
     def fd(self, name: str) -> str:
         """What stands for a descriptor's number."""

@@ -21,7 +21,8 @@ def write_nics(out: Writer, places: Places) -> None:
             romfile=None if nic.boot_index is not None else "",
             **several, **places.of(nic.id),
         )  # fmt: skip
-        out.note("nic", nic.id, **places.of(nic.id))
+        place = places.of(nic.id)
+        out.note("nic", nic.id, place["bus"], place["addr"])
 
 
 def user_backend(nic: Nic) -> dict[str, Any]:

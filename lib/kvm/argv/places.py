@@ -45,6 +45,7 @@ class Places:
     :param spare: root ports for hotplug
     :param bridges: their number
     :param before: bus and address where devices were before, by their ids
+    :param root_ports: exactly so many; None: as many as it takes
     :ivar root_ports: their number
     :raises ArgumentError: there is no room
     """
@@ -58,12 +59,15 @@ class Places:
         spare: int,
         bridges: int,
         before: Mapping[str, tuple[str, str]],
+        root_ports: int | None = None,
     ) -> None:
         self.root = "pcie.0" if q35 else "pci.0"
         self._q35 = q35
         self._bridges = bridges
         wanted = {name: Place(bus, slot_of(addr)) for name, (bus, addr) in before.items() if name in pluggable}
-        self.root_ports = self._count_ports(len(pluggable) + spare, wanted.values()) if q35 else 0
+        if root_ports is None:
+            root_ports = self._count_ports(len(pluggable) + spare, wanted.values()) if q35 else 0
+        self.root_ports = root_ports
         self._taken = self._assign(pluggable, wanted, list(self._all({FIXED[name] for name in fixed})))
 
     @staticmethod

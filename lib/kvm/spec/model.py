@@ -84,6 +84,7 @@ class MemorySpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar shared: other processes can map it too, as vhost-user needs it
     :ivar balloon: a device by which the guest gives memory back
     :ivar free_page_reporting: by which it does so by itself
+    :ivar guest_stats: seconds between two questions to the guest of how it uses its memory, by the balloon; 0: none
     """
 
     size: Size = 512 << 20
@@ -93,6 +94,7 @@ class MemorySpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shared: bool = False
     balloon: bool = True
     free_page_reporting: bool = True
+    guest_stats: Annotated[int, Meta(ge=0, le=3600)] = 0
 
 
 class FirmwareSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ def test_suite_passes(suite: str) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "ganeti_shim", "-p", "no:cacheprovider", "-c", os.devnull]
     run = subprocess.run(
         [*command, f"--rootdir={VENDOR}", "-q", str(VENDOR / suite)],
-        env=os.environ | {"PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
+        env=os.environ | {"PYTHONPATH": path, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

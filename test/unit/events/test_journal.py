@@ -82,6 +82,16 @@ def test_torn_tail(tmp_path: Path, tail: bytes) -> None:
     assert (found[5].name, found[5].data) == ("lost", {"reason": "killed", "since": 2.5})
 
 
+@pytest.mark.parametrize("tail", [b"\0" * 5000 + b"\n", b"\xff\xfe\n\n\nnothing", b'{"number":6,"at'])
+def test_torn_tail_before_the_next_writer(tmp_path: Path, tail: bytes) -> None:
+    """A reader finds the newest event though nobody has cut off yet what is torn."""
+    fill(Journal(tmp_path), 5)
+    with newest_segment(tmp_path).open("ab") as file:
+        file.write(tail)
+    assert newest(tmp_path) == 5
+    assert [it.number for it in everything(tmp_path)] == [1, 2, 3, 4, 5]
+
+
 def test_every_cut(tmp_path: Path) -> None:
     """Wherever the last write was cut, the events in front of the cut are there."""
     journal = Journal(tmp_path / "whole")

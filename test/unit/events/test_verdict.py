@@ -3,7 +3,7 @@
 import pytest
 
 from drover.events.verdict import Who, is_user_shutdown, reason_told, who_ended
-from drover.kvm.record import Stop
+from drover.kvm.ends import Stop
 
 
 @pytest.mark.parametrize(

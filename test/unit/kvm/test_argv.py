@@ -16,6 +16,7 @@ from argv_cases import CASES, FOLDER, VERSIONS, Case
 from drover.errors import ArgumentError, NotSupported
 from drover.kvm.argv import Given, build
 from drover.kvm.argv.disks import disk_needs
+from drover.kvm.parcel import Board, Stick, Vcpu
 from drover.kvm.spec import parse
 from drover.ops.chain import Layer
 
@@ -253,3 +254,46 @@ def test_a_device_that_this_qemu_lacks():
     with pytest.raises(NotSupported, match="virtio-rng-pci"):
         build(spec, Given(**DEFAULT), Poor())
     build(parse({"name": "vm", "rng": False}), Given(**DEFAULT), Poor())
+
+
+# -- a machine that arrives ---------------------------------------------------------------------------
+
+
+def test_it_has_what_it_was_booted_with_and_what_came_since():
+    """And not what follows from its specification, which has grown."""
+    board = Board(
+        vcpus=1,
+        memory=256 << 20,
+        root_ports=7,
+        scsi={"scsi0": "", "scsi1": "fast"},
+        usb=True,
+        plugged_vcpus=(Vcpu(id="cpu1", driver="max-x86_64-cpu", place={"socket-id": 0, "core-id": 1}),),
+        sticks=(
+            Stick(id="dimm0", kind="dimm", size=128 << 20, used=128 << 20, at=1 << 32, slot=3),
+            Stick(id="vmem0", kind="virtio-mem", size=256 << 20, used=64 << 20, at=5 << 30, bus="rp5", addr="00.0"),
+        ),
+    )
+    document = {"memory": {"size": 448 << 20, "max": 1 << 30, "slots": 4}, "cpu": {"count": 2, "max": 3}}
+    usb = {"usb": [{"type": "mouse", "id": "m"}, {"type": "keyboard", "id": "k"}]}
+    plan = launch(document | usb, incoming=True, board=board, places={"m": ("xhci.0", "2")})
+    words = plan.words
+    assert options(words, "-m") == [f"size={256 << 20}B,slots=4,maxmem={1 << 30}B"]
+    assert options(words, "-smp")[0].startswith("cpus=1,maxcpus=3,")
+    assert sum(each["driver"] == "pcie-root-port" for each in options(words, "-device") if isinstance(each, dict)) == 7
+    assert device(words, "scsi1")["iothread"] == "fast"
+    assert {each["id"] for each in options(words, "-object")} >= {"fast", "dimm0-mem", "vmem0-mem", "ram"}
+    assert device(words, "cpu1") == {"driver": "max-x86_64-cpu", "id": "cpu1", "socket-id": 0, "core-id": 1}
+    assert device(words, "dimm0") | {"memdev": "dimm0-mem", "slot": 3, "addr": 1 << 32} == device(words, "dimm0")
+    assert device(words, "vmem0") | {"bus": "rp5", "memaddr": 5 << 30} == device(words, "vmem0")
+    assert (device(words, "m")["port"], device(words, "k")["port"]) == ("2", "1")
+    sizes = {built.id: built.size for built in plan.devices if built.kind == "memory"}
+    assert sizes == {"dimm0": 128 << 20, "vmem0": 64 << 20}
+    assert "cpu1" in {built.id for built in plan.devices if built.kind == "cpu"}
+
+
+def test_a_controller_stays_though_nothing_is_left_on_it():
+    board = Board(vcpus=1, memory=512 << 20, root_ports=2, usb=True)
+    words = launch({"machine": {"scsi_controllers": 2}}, board=board).words
+    ids = {each["id"] for each in options(words, "-device") if isinstance(each, dict)}
+    assert "xhci" in ids
+    assert not ids & {"scsi0", "scsi1"}

@@ -131,7 +131,7 @@ def test_what_an_image_is(three: list[Layer]) -> None:
     assert (top.backing_file, top.backing_format) == (str(three[1].path), "qcow2")
     assert (middle.size, middle.backing_file, middle.backing_format) == (MIB, str(three[2].path), "raw")
     allocated = os.stat(three[2].path).st_blocks * 512
-    assert base == ImageInfo(path=str(three[2].path), format="raw", size=MIB, allocated=allocated)
+    assert base == ImageInfo(path=str(three[2].path), format="raw", size=MIB, allocated=allocated, length=MIB)
 
 
 @pytest.mark.parametrize("cluster", ["512", "4k", "2M"])

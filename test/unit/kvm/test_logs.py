@@ -102,3 +102,17 @@ def test_start(tmp_path: Path) -> None:
         logs.opened(lent, log)
     assert (log.stat().st_size, log.with_name("qemu.log.1").stat().st_size) == (0, logs.LIMIT // 2)
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_end_goes_on_elsewhere(tmp_path: Path) -> None:
+    """From the beginning of a line on; what is there already is not written again."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_bytes(b"first\nsecond\nthird")
+    there.write_bytes(b"")
+    assert logs.tail(here, 100) == b"first\nsecond\nthird"
+    assert logs.tail(here, 9) == b"third"
+    assert logs.tail(tmp_path / "none", 9) == b""
+    for _ in range(2):
+        logs.take_over(there, logs.tail(here, 14))
+    logs.take_over(there, b"")
+    assert there.read_bytes() == b"second\nthird"

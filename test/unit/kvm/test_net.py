@@ -15,7 +15,7 @@ import pytest
 
 from drover.errors import ArgumentError, NetworkError, ScriptFailed, ScriptSlow
 from drover.kvm import net, netlink
-from drover.kvm.net import plug, release, tap_name
+from drover.kvm.net import connect, plug, release, tap_name
 from drover.kvm.spec import Nic
 from drover.kvm.taps import name_of, open_macvtap, open_tap
 from netns import ip, own_network, traces
@@ -413,3 +413,36 @@ def test_a_script_that_fails_on_the_way_down_is_a_notice(tmp_path: Path) -> None
     notices = release(nic, "web1", **WHERE, name=NAME)
     assert notices == [f"{nic.script_down}: exit status 1: tenant unknown"]
     assert NAME not in ip("link")
+
+
+# -- of a machine that is still on its way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nic", [BRIDGED, ROUTED, change(ROUTED, link="100"), MACVTAP], ids=lambda nic: nic.mode)
+def test_nothing_comes_through_before_it_is_connected(nic: Nic) -> None:
+    """All is made, and where it is to be; connecting it twice is as good as once."""
+
+    def leads() -> bool:
+        return "10.9.0.5 dev" in ip("route show table all")
+
+    with plug(nic, "web1", held=True, **WHERE):
+        state = netlink.state_of(NAME)
+        assert state == (False, "br0" if nic is BRIDGED else "")
+        assert not leads()
+        for _ in range(2):
+            connect(nic, "web1", **WHERE)
+            assert netlink.state_of(NAME) == (True, state[1])
+            assert leads() == (nic.mode == "routed")
+    release(nic, "web1", name=NAME, **WHERE)
+
+
+def test_a_port_that_has_to_wait_is_switched_on_at_once() -> None:
+    ip("link set br0 type bridge stp_state 1")
+    with plug(BRIDGED, "web1", held=True, **WHERE):
+        assert netlink.state_of(NAME) == (True, "br0")
+
+
+def test_what_cannot_be_connected_is_told() -> None:
+    with pytest.raises(NetworkError, match=NAME):
+        connect(BRIDGED, "web1", **WHERE)
+    connect(change(BRIDGED, mode="user"), "web1", **WHERE)

@@ -19,6 +19,8 @@ from drover.kvm.spec import Nic
 from netns import ip, own_network, traces
 from vswitch import open_vswitch
 
+pytestmark = pytest.mark.once  # what stays behind is the kernel's
+
 UUID = "6e7e5d9c-9d6f-4c39-8a4e-0d8ff1d1a6a1"
 NAME = tap_name(UUID, "nic0")
 MAC = "52:54:00:12:34:56"

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from drover.kvm.record import Document, Restart, Stop
+from drover.kvm.ends import Restart, Stop
+from drover.kvm.record import Document
 from drover.kvm.restart import HEALTHY, LONGEST_DELAY, is_due, restart_after, seconds_left
 from drover.kvm.spec import parse
 
@@ -72,4 +73,6 @@ def test_due() -> None:
     assert is_due(document("always", due), BOOT)
     assert not is_due(document("always", due), "another boot")
     assert seconds_left(due) == 0
-    assert seconds_left(Restart(at=time.time() + 1e9, due=True)) == LONGEST_DELAY
+    # as where the clock was set back: no longer than was meant
+    waits = [seconds_left(Restart(count=count, at=time.time() + 1e9, due=True)) for count in (0, 1, 2, 3, 99)]
+    assert waits == [1, 1, 2, 4, LONGEST_DELAY]

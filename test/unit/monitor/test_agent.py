@@ -158,8 +158,8 @@ def test_verbs_are_documented() -> None:
     assert len(verbs) > 30
     for name, value in verbs.items():
         blocking, asynchronous = getattr(GuestAgent, name), getattr(AsyncGuestAgent, name)
-        assert value.__doc__
-        assert blocking.__doc__ == asynchronous.__doc__ == value.__doc__
+        assert value.flow.__doc__
+        assert blocking.__doc__ == asynchronous.__doc__ == value.flow.__doc__
         assert inspect.signature(blocking) == inspect.signature(asynchronous)
         assert not inspect.iscoroutinefunction(blocking)
         assert inspect.iscoroutinefunction(asynchronous)
@@ -203,6 +203,7 @@ def test_slow(make: Open, fake: FakeAgent) -> None:
     fake.replies |= {"guest-fstrim": Hold, "guest-info": {"version": "1", "supported_commands": []}}
     agent = make()
     agent.connect()
+    agent.sync(timeout=20)
     with pytest.raises(AgentSlow, match="guest-fstrim: no answer of the guest agent within 0.1 s$") as caught:
         agent.fstrim(timeout=0.1)
     assert isinstance(caught.value, MonitorTimeout)
@@ -217,15 +218,19 @@ def test_slow(make: Open, fake: FakeAgent) -> None:
 
 def test_slow_for_too_long(make: Open, fake: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the time that the command takes, it explains no silence any more."""
+    passed = 0.0
+    for port in (module._BlockingAgentPort, module._AsyncAgentPort):
+        monkeypatch.setattr(port, "now", lambda self, now=port.now: now(self) + passed)
     monkeypatch.setattr(module, "SYNC_TIMEOUT", 0.1)
     fake.replies["guest-hold"] = Hold
-    agent = make(timeout=0.5)
+    agent = make(timeout=30)
     agent.connect()
+    agent.sync(timeout=20)
     with pytest.raises(AgentSlow):
         agent.execute("guest-hold", timeout=0.05)
     with pytest.raises(AgentSlow, match="not sent"):
         agent.execute("guest-ping", timeout=0.05)
-    time.sleep(0.5)
+    passed = 30
     with pytest.raises(AgentNotThere):
         agent.execute("guest-ping")
 
@@ -235,6 +240,7 @@ def test_a_queue_behind_a_slow_one(fake: FakeAgent) -> None:
 
     async def main() -> None:
         async with AsyncGuestAgent(fake.path) as agent:
+            await agent.sync(timeout=20)
             first = asyncio.create_task(agent.execute("guest-hold", timeout=30))
             await asyncio.sleep(0.05)
             with pytest.raises(AgentSlow, match="guest-ping.*not sent: it is at guest-hold"):

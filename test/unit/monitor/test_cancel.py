@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -159,3 +160,74 @@ def test_a_timeout_of_asyncio_and_one_of_ours_can_race(loop: AsyncFace) -> None:
 
     with FakeQemu() as fake:
         loop.run(main(fake))
+
+
+def test_calls_of_one_turn_go_together(loop: AsyncFace) -> None:
+    """The first at once, those that come with it in one piece."""
+
+    async def main(fake: FakeQemu) -> None:
+        async with AsyncQmpConnection(fake.path) as vm:
+            wire = vm._link.wire  # type: ignore[union-attr]
+            sent: list[bytes] = []
+            plain = wire.send
+            wire.send = lambda data, fd=None: sent.append(data) or plain(data, fd)  # type: ignore[func-returns-value,method-assign]
+            tasks = [asyncio.ensure_future(vm.execute("query-status")) for _ in range(4)]
+            assert [answer["running"] for answer in await asyncio.gather(*tasks)] == [True] * 4
+            assert [data.count(b"query-status") for data in sent] == [1, 3]
+            await vm.execute("query-status")
+            assert len(sent) == 3
+            port = vm._port
+            held = [port.submit("query-status"), port.submit("query-status"), port.submit("query-name")]
+            port.abandon(held[2])
+            assert [await port.result(call) for call in held[:2]] == [{"running": True, "status": "running"}] * 2
+            assert "query-name" not in fake.commands
+
+    with FakeQemu() as fake:
+        loop.run(main(fake))
+
+
+def test_who_waits_goes_on_in_its_own_context(loop: AsyncFace) -> None:
+    """A task that an answer wakes runs as any other does, though the loop's reader resumes it."""
+    name: ContextVar[str] = ContextVar("name", default="nobody")
+
+    async def ask(vm: AsyncQmpConnection, who: str) -> tuple[str, bool]:
+        name.set(who)
+        me = asyncio.current_task()
+        await vm.execute("query-status")
+        return name.get(), asyncio.current_task() is me
+
+    async def main(fake: FakeQemu) -> None:
+        async with AsyncQmpConnection(fake.path) as vm:
+            answers = await asyncio.gather(*(ask(vm, who) for who in "abc"))
+            assert answers == [("a", True), ("b", True), ("c", True)]
+            assert name.get() == "nobody"
+
+    with FakeQemu() as fake:
+        loop.run(main(fake))
+
+
+def test_who_ends_the_program_leaves_the_others_their_answers(loop: AsyncFace) -> None:
+    """Ctrl-C in one of those that one read wakes: what the others waited for is not lost."""
+
+    async def end(vm: AsyncQmpConnection) -> None:
+        await vm.execute("stop")
+        raise KeyboardInterrupt
+
+    async def main(fake: FakeQemu) -> None:
+        vm = AsyncQmpConnection(fake.path)
+        await vm.connect()
+        tasks.append(asyncio.ensure_future(end(vm)))
+        tasks.extend(asyncio.ensure_future(vm.execute("stop")) for _ in range(3))
+        await asyncio.sleep(0.05)
+        fake.release()
+        await asyncio.sleep(60)
+
+    async def others() -> Any:
+        return await asyncio.gather(*tasks[1:])
+
+    tasks: list[asyncio.Task[Any]] = []
+    with FakeQemu(script=lambda command, _: Do.HOLD if command == "stop" else None) as fake:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(main(fake))
+        assert isinstance(tasks[0].exception(), KeyboardInterrupt)
+        assert loop.run(others()) == [{}] * 3

@@ -1,10 +1,18 @@
-"""Locks as the live picture sees them."""
+"""Locks as the live picture sees them, and what it says of an instance that is first seen while somebody has its."""
 
+import asyncio
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
-from drover.kvm.lock import locked
-from drover.node.model import is_locked
+import pytest
+
+from drover.kvm.lock import is_locked, locked
+from drover.kvm.node import Node
+from drover.kvm.paths import Paths
+from drover.kvm.record import Document, Intent, Runtime, save
+from drover.kvm.spec import parse
+from drover.node.model import Model
 
 
 def test_the_kernel_knows_who_holds_a_lock(tmp_path: Path) -> None:
@@ -19,3 +27,44 @@ def test_the_kernel_knows_who_holds_a_lock(tmp_path: Path) -> None:
         other = tmp_path / "b.lock"
         other.touch()
         assert not is_locked(other)
+
+
+SPEC = parse({"name": "a", "uuid": "8a3c1f00-0000-4000-8000-000000000001", "memory": {"size": "64MiB"}})
+RUN = Runtime(generation=1, boot_id="b", spec=SPEC, pid=7)
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (Document(spec=SPEC), ["stopped"]),  # one that is being made: nothing but that it is there
+        (Document(spec=SPEC, runtime=RUN), ["busy", "ended"]),
+        (Document(spec=SPEC, pending=Intent(operation="start")), ["busy", "stopped"]),
+    ],
+)
+def test_one_that_is_first_seen_while_somebody_works_on_it(tmp_path: Path, document: Document, told: list[str]) -> None:
+    node = Node(Paths(tmp_path / "state", tmp_path / "run"))
+    paths, found = node.host.paths, []
+    ended: list[str] = []
+
+    async def see() -> None:
+        model = Model(node, lambda name, due: ended.append(name))
+        model.on_change(lambda row, name: found.append((name, row and row.state)))
+        await model.start()
+        with locked(paths.locks, "a", "create"):
+            paths.instance("a").state.mkdir(parents=True)
+            save(paths.instance("a").document, document)
+            refreshed = asyncio.create_task(model.refreshed("a"))
+            await until(lambda: found != [])
+            assert not refreshed.done()
+        await refreshed
+        await until(lambda: len(found) == len(told))
+        await model.stop()
+
+    asyncio.run(asyncio.wait_for(see(), 20))
+    assert found == [("a", state) for state in told]
+    assert ended == (["a"] if "ended" in told else [])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)

@@ -1,13 +1,16 @@
 """The table of what can be done."""
 
 import inspect
+from typing import get_args
 
 import pytest
 
 from drover.errors import SpecError
 from drover.kvm.devices import Devices
 from drover.kvm.instance import Instance
+from drover.migration.means import Means
 from drover.node.operations import ACTS, CREATE, DELETE, Role, free
+from drover.node.parameters import MeansName
 from drover.node.problems import Refused
 from drover.node.server import parameters
 
@@ -16,14 +19,17 @@ def test_every_verb_of_an_instance_is_there() -> None:
     verbs = {name for kind in (Instance, Devices) for name, _ in inspect.getmembers(kind, inspect.isfunction)}
     public = {name.replace("_", "-") for name in verbs if not name.startswith("_")}
     # read by other routes, waited for by the caller of the library, or done by the daemon itself
-    assert public - ACTS.keys() == {"show", "verify", "go-on", "restart-due"}
+    known = {"show", "verify", "go-on", "restart-due", "parcel", "going"}
+    # under the names that they have in the API
+    assert public - ACTS.keys() - known == {"await-arrival", "send", "switch-over", "finish-passage", "abort-passage"}
+    assert len([verb for verb in ACTS if verb.startswith("migration-")]) == 5
 
 
 def test_each_names_itself_and_says_what_it_does() -> None:
     for verb, operation in ACTS.items():
         assert operation.verb == verb
         assert operation.summary.endswith((".", "runs."))
-    assert {operation.role for operation in (CREATE, DELETE, *ACTS.values())} == {Role.OPERATOR, Role.ADMIN}
+    assert {operation.role for operation in (CREATE, DELETE, *ACTS.values())} == {Role.NODE, Role.OPERATOR, Role.ADMIN}
     assert ACTS["qmp"].role is Role.ADMIN
 
 
@@ -66,3 +72,7 @@ def test_no_field_is_taken_for_an_argument_of_the_verbs_own(name: str) -> None:
         free(Instance.change_nic, {"mode": "user", name: [3]}, "fields.")
     assert [str(problem) for problem in caught.value.problems] == [f"fields.{name}: there is no such field"]
     assert free(Instance.add_nic, {"mode": "user", "id": "net1", "nonsense": 1})["nonsense"] == 1
+
+
+def test_what_helps_a_migration_on_is_named_as_it_is() -> None:
+    assert set(get_args(MeansName)) == {str(means) for means in Means}

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drover.errors import ArgumentError, HotplugError, NoFreeSlot
-from drover.ops.slots import Place, Reservations, ScsiPlace, enumerated, mark_used, pci_buses, pci_place, scsi_place
+from drover.ops.reservations import Reservations
+from drover.ops.slots import Place, ScsiPlace, enumerated, mark_used, pci_buses, pci_place, scsi_place
 
 I440FX, Q35 = (0x8086, 0x1237), (0x8086, 0x29C0)
 ROOT_PORT, PCI_BRIDGE, PCIE_PCI, NIC = (0x1B36, 0x000C), (0x1B36, 0x0001), (0x1B36, 0x000E), (0x1AF4, 0x1000)

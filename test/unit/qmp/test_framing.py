@@ -1,6 +1,8 @@
 """Any cut of any stream of messages gives the same messages, at the same cost per byte."""
 
 import json
+from collections import deque
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -74,9 +76,7 @@ def test_ten_mebibytes_byte_by_byte_end_at_all() -> None:
     """A framer that searches or copies its buffer again for each read would take hours."""
     size = 10 * 1024 * 1024
     framer = LineFramer()
-    one = b"x"
-    for _ in range(size):
-        framer.feed(one)
+    deque(map(framer.feed, repeat(b"x", size)), maxlen=0)
     assert framer.pending == size
     assert len(framer.feed(b"\n")) == size + 1
     assert framer.pending == 0

@@ -21,7 +21,6 @@ ROOMS = ("qmp", "ops", "monitor", "store", "kvm", "node", "events", "compat")  #
 LISTED = {
     "kind.type": "drover.kvm.kinds: [kind.type for kind in KINDS.values()]",
     "known.type": "drover.qmp.event_types: [known.type for known in EVENTS.values()]",
-    "Report": "drover.kvm.verify: [Report]",
     "kind": "drover.kvm.kinds: [Memory]",  # the rest comes by way of `ask`, or is part of a specification
 }
 
@@ -30,11 +29,23 @@ def read_into() -> Iterator[tuple[str, int, str, Any]]:
     """Each type that something in lib/ is read into: file, line, the words, and the type."""
     for path in (path for room in ROOMS for path in sorted((LIB / room).rglob("*.py"))):
         name = ".".join(["drover", *path.relative_to(LIB).with_suffix("").parts]).removesuffix(".__init__")
-        module = None
-        for call in ast.walk(ast.parse(path.read_text())):
+        tree, names = ast.parse(path.read_text()), dict[str, Any]()
+        for call in ast.walk(tree):
             if isinstance(call, ast.Call) and (kind := type_of(call)) is not None:
-                module = module or importlib.import_module(name)
-                yield str(path.relative_to(TOP)), call.lineno, kind, found(kind, vars(module))
+                names = names or names_in(tree, name, is_package=path.name == "__init__.py")
+                yield str(path.relative_to(TOP)), call.lineno, kind, found(kind, names)
+
+
+def names_in(tree: ast.Module, name: str, *, is_package: bool) -> dict[str, Any]:
+    """What a module knows by name, also what only one of its functions imports."""
+    module = importlib.import_module(name)
+    package = name if is_package else name.rpartition(".")[0]
+    names: dict[str, Any] = {}
+    for line in ast.walk(tree):
+        if isinstance(line, ast.ImportFrom):
+            there = importlib.import_module("." * line.level + (line.module or ""), package)
+            names |= {each.asname or each.name: getattr(there, each.name, None) for each in line.names}
+    return names | vars(module)
 
 
 def type_of(call: ast.Call) -> str | None:

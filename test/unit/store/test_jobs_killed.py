@@ -112,6 +112,15 @@ def test_a_runner_that_is_killed(jobs: Jobs, path: Path) -> None:
     assert jobs.recover() == ()
 
 
+def test_those_that_wait(jobs: Jobs) -> None:
+    """However many, and whatever else there is; in the order in which they were asked for."""
+    for _ in range(1100):
+        jobs.submit("copy")
+    jobs.begin(2)
+    jobs.ask_cancel(3)
+    assert [job.id for job in jobs.waiting()] == [1, *range(4, 1101)]
+
+
 def test_a_job_that_is_lost(jobs: Jobs, path: Path) -> None:
     jobs.submit("copy")
     with start(HOLDER, path, 1) as holder:

@@ -21,13 +21,17 @@ from drover.store.sqlite import SCHEMA, SqliteStore
 TOP = Path(__file__).resolve().parents[3]
 
 # Adds to one number by compare-and-swap.
+# All of them open it as they come, and begin at one stroke, however long each took to start.
 ADDER = """
-import sys
+import sys, time
 from pathlib import Path
 from drover.errors import RevisionConflict
 from drover.store.sqlite import SqliteStore
 won = lost = 0
 with SqliteStore(Path(sys.argv[1])) as store:
+    print("ready", flush=True)
+    while not Path(sys.argv[3]).exists():
+        time.sleep(0.001)
     while won < int(sys.argv[2]):
         record = store.get("sum")
         try:
@@ -90,14 +94,20 @@ def held(path: Path) -> Iterator[None]:
 
 def test_processes_race_and_no_change_is_lost(path: Path) -> None:
     """They also open it, and make it, at the same time."""
-    racers = [start(ADDER, path, 100) for _ in range(4)]
-    lost = 0
+    begin = path.with_name("begin")
+    racers = [start(ADDER, path, 100, begin) for _ in range(4)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    begin.touch()
+    won = lost = 0
     for racer in racers:
         said, _ = racer.communicate()
         assert racer.returncode == 0
-        lost += int(said.split()[1])
+        won, lost = won + int(said.split()[0]), lost + int(said.split()[1])
+    assert won == 400
     with SqliteStore(path) as store:
-        assert store.get("sum") == Record(b"400", 400)
+        assert store.get("sum") == Record(b"%d" % won, won)
     assert lost, "they have not raced at all"
 
 

@@ -1,0 +1,272 @@
+"""The side that a machine comes to: a QEMU that waits for it, its document under its lock as soon as there is one."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import DroverError, InstanceNotFound, MonitorError
+from ..kvm import logs
+from ..kvm.ending import conclude, log_tail, running
+from ..kvm.ends import Stop
+from ..kvm.faults import take_back
+from ..kvm.keys import are_placed, sweep
+from ..kvm.kinds import connect_nics
+from ..kvm.ledger import Ledger, opened
+from ..kvm.node import Node
+from ..kvm.record import replace
+from ..ops.migration_tls import AUTHORIZED, CREDENTIALS
+from . import disks
+from .letters import Invitation
+from .ports import Incoming
+from .qemu import GONE, Qemu
+from .source import end
+from .storage import Plan
+from .words import QemuSaid
+
+log = logging.getLogger("drover.migration")
+
+
+class Keep:
+    """The images that were made for a machine that comes, until it has come or belongs elsewhere. Blocks.
+
+    :param folder: of what lasts
+    :param name: of the machine
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._images = folder / name
+        self._plan = folder / f"{name}.json"
+
+    def make(self, plan: Plan) -> None:
+        """Make them."""
+        if not plan.made:
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace(self._plan, msgspec.json.encode(plan))
+        disks.make_images(plan, self._images)
+
+    def plan(self) -> Plan:
+        """What becomes of them."""
+        try:
+            return msgspec.json.decode(self._plan.read_bytes(), type=Plan)
+        except FileNotFoundError:
+            return Plan()
+
+    def keep(self) -> None:
+        """It runs with them."""
+        if self._plan.exists():
+            disks.keep_images(self._images)
+            self._plan.unlink()
+
+    def drop(self) -> None:
+        """Remove them: their QEMU is dead, and has never run."""
+        if self._plan.exists():
+            disks.drop_images(self._images)
+            self._plan.unlink()
+
+
+class Target(Incoming):
+    """The QEMU that waits, and what is kept of it.
+
+    :ivar listens: where it listens, in QEMU's words; empty: nowhere yet
+    :ivar exports: where it exports disks, a host and a port; empty: nowhere
+    :ivar ledger: its document; None before it is launched, or where there is none any more
+    :ivar at: the address of this host that it is to listen at, as the other node reaches it
+    :ivar hear: called with what it says; to be set before anything is done
+    :ivar console: what its guest wrote last on its console before it came
+    :param name: of the machine
+    :param host: see `at`
+    :param invitation: None where it was launched by an earlier life of the daemon
+    """
+
+    hear: Callable[[QemuSaid], None]
+
+    def __init__(self, node: Node, name: str, host: str, invitation: Invitation | None = None) -> None:
+        self.listens = self.exports = ""
+        self.console = b""
+        self.ledger: Ledger | None = None
+        self._node = node
+        self._name = name
+        self.at = host
+        self._invitation = invitation
+        self._stack = ExitStack()
+        self._again = invitation is None
+        self._keep = Keep(node.host.paths.along, name)
+        self._qemu: Qemu | None = None
+        self._announcing: asyncio.Task[None] | None = None
+
+    async def ask(self) -> QemuSaid:
+        return GONE if self._qemu is None else await self._qemu.ask()
+
+    async def launch(self) -> None:
+        asked = self._invitation
+        assert asked is not None
+        await asyncio.to_thread(self._keep.make, asked.disks)
+        arrival = await asyncio.to_thread(
+            self._node.accept, asked.parcel, f"{asked.scheme}:{_bracketed(self.at)}:0", epoch=asked.epoch,
+            other=asked.other, settings=asked.settings, emulator=asked.emulator, home=asked.home,
+            process=asked.process.incarnation, keys=asked.keys,
+        )  # fmt: skip
+        await self.hold()
+        await self._serve(asked.disks, secured=asked.keys is not None)
+        await self._listens_at(_uri(arrival.listens, self.at))
+
+    async def hold(self) -> None:
+        """Take hold of it, if it runs."""
+        await asyncio.to_thread(self._take)
+        if self.ledger is None:
+            return
+        if (passage := self.ledger.document.passage) is not None:
+            self.listens, self.exports = passage.listens, passage.exports
+        process = running(self._node.host, self.ledger)
+        if process is not None:
+            path = self.ledger.paths.socket("control")
+            self._qemu = Qemu(path, process, self.hear, trusts_events=True)
+            self._qemu.start()
+
+    async def go_over(self) -> None:
+        """Export the disks: what is beneath them is there."""
+        plan = await asyncio.to_thread(self._keep.plan)
+        await self._told.tell(lambda vm: vm.perform(lambda port: disks.go_over_to_disks(port, plan)))
+
+    async def cont(self) -> None:
+        if self.exports or self._again:
+            plan = await asyncio.to_thread(self._keep.plan)
+            await self._told.tell(lambda vm: vm.perform(lambda port: disks.close(port, plan)))
+        await asyncio.to_thread(self._make_ready)
+        await self._told.tell(lambda vm: vm.cont())
+        self._announcing = asyncio.create_task(self._announce())  # nobody waits for that
+
+    async def _announce(self) -> None:
+        with suppress(DroverError):  # its QEMU announces it by itself, too, if later
+            await self._told.tell(lambda vm: vm.announce_arrival())
+
+    def _make_ready(self) -> None:
+        """Let packets through to it from now on, and its console go on. What of that cannot be keeps it from nothing.
+
+        All this time the guest stands still.
+        """
+        if self.ledger is None or self.ledger.document.runtime is None:
+            return
+        notices = connect_nics(self.ledger.document.runtime)
+        try:
+            if self.ledger.paths.console_log.exists():
+                logs.take_over(self.ledger.paths.console_log, self.console)
+        except OSError as error:
+            notices.append(f"its console's log does not go on: {error}")
+        for notice in notices:
+            log.warning("%s: %s", self._name, notice, extra={"instance": self._name})
+
+    async def reopen(self) -> None:
+        qemu = self._told
+        if qemu.said.status != "postcopy-paused":
+            await qemu.tell(lambda vm: vm.migrate_pause())
+        uri = f"tcp:{_bracketed(self.at)}:0"
+        await qemu.tell(lambda vm: vm.migrate_recover(uri))
+        await self._listens_at(_uri((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, self.at))
+
+    async def kill(self) -> None:
+        if self._qemu is not None:
+            await end(self._qemu)
+        self.hear(GONE)
+
+    async def has_all(self) -> None:
+        """Wait until nothing of it is left on the other side, or its QEMU has ended."""
+        while self._qemu is not None and not self._qemu.gone and self._qemu.said.status.startswith("postcopy"):
+            await self._qemu.news()
+
+    async def disarm(self) -> None:
+        """It has come, with all of it: its keys are of no use any more."""
+        if self.ledger is None or not are_placed(self.ledger.paths.private):
+            return
+        with suppress(DroverError):  # whoever comes next does it then
+            await self._told.tell(lambda vm: vm.disarm_tls())
+            await asyncio.to_thread(sweep, self.ledger.paths.private)
+
+    def arrived(self) -> None:
+        """Write down that it is here, and belongs here. Blocks."""
+        ledger = self.ledger
+        assert ledger is not None
+        document = ledger.document
+        document.passage, document.last_stop = None, None
+        if document.runtime is not None:
+            document.runtime.paused = False
+            take_back(document.runtime.uid)
+        ledger.commit()
+        self._keep.keep()
+
+    def ended(self) -> None:
+        """Write down that its QEMU has ended, if there was one. Blocks."""
+        if self.ledger is not None and self.ledger.document.runtime is not None:
+            if said := log_tail(self.ledger):  # such as what of the machine's state it could not read
+                log.warning("%s did not come; its QEMU said last: %s", self._name, said, extra={"instance": self._name})
+            stop = Stop(reason="migrated", at=0, detail="it did not come")
+            conclude(self._node.host, self.ledger, stop)
+
+    def forget(self) -> None:
+        """It belongs elsewhere: remove what was made for it. Blocks."""
+        self._keep.drop()
+
+    async def close(self) -> None:
+        """Let go of it; it goes on."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._announcing
+        if self._qemu is not None:
+            await self._qemu.close()
+        self._stack.close()
+
+    async def _serve(self, plan: Plan, *, secured: bool) -> None:
+        """Export what is to be filled."""
+        if not (plan.copies or plan.mirrors):
+            return
+        family = socket.AF_INET6 if ":" in self.at else socket.AF_INET
+        with socket.create_server((self.at, 0), family=family) as listener:
+            fd = listener.fileno()
+            tls = {"tls_creds": CREDENTIALS, "tls_authz": AUTHORIZED} if secured else {}
+            await self._told.tell(lambda vm: vm.perform(lambda port: disks.serve(port, plan, fd=fd, **tls)))
+            self.exports = f"{'' if ':' in self.at else 'tcp:'}{_bracketed(self.at)}:{listener.getsockname()[1]}"
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _listens_at(self, uri: str) -> None:
+        """It listens there: whoever takes this up after a crash has to know, and cannot ask QEMU for all of it."""
+        self.listens = uri
+        await asyncio.to_thread(self._note)
+
+    def _note(self) -> None:
+        if self.ledger is not None and (passage := self.ledger.document.passage) is not None:
+            self.ledger.document.passage = passage.heard_at(self.listens, self.exports)
+            self.ledger.save()
+
+    @property
+    def _told(self) -> Qemu:
+        if self._qemu is None:
+            raise MonitorError("its process is dead")
+        return self._qemu
+
+    def _take(self) -> None:
+        try:
+            self.ledger = self._stack.enter_context(opened(self._node.host.paths, self._name, "accept"))
+        except InstanceNotFound:
+            self.ledger = None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _uri(listens: list[dict[str, Any]], host: str) -> str:
+    """Where it listens, as the other side is to dial it."""
+    first = listens[0]
+    if first["type"] == "unix":
+        return f"unix:{first['path']}"
+    return f"tcp:{_bracketed(host)}:{first['port']}"

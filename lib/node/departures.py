@@ -1,0 +1,393 @@
+"""Machines that leave this node: each a job, driven to its end whatever happens, and taken up after a restart."""
+
+import asyncio
+import logging
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, Final
+
+from msgspec import Struct, structs, to_builtins
+
+from ..errors import (
+    ArgumentError,
+    Blocker,
+    InstanceBusy,
+    MigrationBlocked,
+    MigrationError,
+    NotJoined,
+    OperationCancelled,
+    StoreError,
+)
+from ..kvm.handover import Settings
+from ..kvm.parcel import Parcel
+from ..kvm.witness import witness
+from ..migration import storage
+from ..migration.checks import Manner, Need, There, compare, goes_along
+from ..migration.credentials import Halves, issue
+from ..migration.forecast import Setting
+from ..migration.knowledge import Plan
+from ..migration.letters import Invitation
+from ..migration.means import MEANS, Means, Terms, Wishes, agree, arming
+from ..migration.pace import View
+from ..migration.source import Departure
+from ..migration.states import State
+from ..migration.words import Begin, Confirmed, End, Result
+from ..ops.migration_settings import capabilities_of
+from ..store.owner import Owner
+from .along import agreed
+from .arrivals import run_of
+from .books import Books, Journey, OwnRegister
+from .checking import ask
+from .client import Daemon
+from .going import Going
+from .known import Here
+from .model import Model
+from .parameters import Move
+from .shares import Shares
+from .work import Worker
+
+_LOOK: Final = 0.1  # s between two looks whether somebody wants it to end
+_WRITE_AGAIN: Final = 1.0  # s until an end that could not be written is written again
+_MENDABLE: Final = 30 * 86400.0  # s for which a postcopy that was cut can be mended: certificates hold so long
+_KILLED: Final = 30.0  # s until a machine that was killed in doubt is seen to have ended
+log = logging.getLogger("drover.migration")
+
+
+class _Look(Struct, frozen=True, kw_only=True):
+    """What was found out before anything is done.
+
+    :ivar there: what the other node says
+    :ivar disks: what becomes of them
+    :ivar terms: what may be done so that it comes to its end
+    :ivar manner: how it is to go over
+    :ivar blockers: what is in the way
+    """
+
+    there: There
+    disks: storage.Plan
+    terms: Terms
+    manner: Manner
+    blockers: tuple[Blocker, ...]
+
+
+class Departures:
+    """All of them.
+
+    :param worker: does what blocks
+    :param model: says that they are on their way
+    :param books: the owner records
+    :param here: this node
+    :param caller: a way to another daemon, by its addresses
+    :param shares: of this node's link
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        model: Model,
+        books: Books,
+        here: Callable[[], Here],
+        caller: Callable[[list[str]], Daemon],
+        shares: Shares,
+    ) -> None:
+        self._shares = shares
+        self._worker = worker
+        self._model = model
+        self._books = books
+        self._here = here
+        self._caller = caller
+        self._loop = asyncio.get_running_loop()
+        self._going: dict[str, tuple[Going, asyncio.Task[Any]]] = {}
+        self._leaving = False
+
+    def leave(self) -> None:
+        """Drive none any further: they go on, and the next daemon takes them up."""
+        self._leaving = True
+        for _, driving in tuple(self._going.values()):
+            driving.cancel()
+
+    def get(self, name: str) -> Going | None:
+        """One that is under way."""
+        found = self._going.get(name)
+        return None if found is None else found[0]
+
+    def check_settled(self, name: str) -> None:
+        """See that a machine is not on its way from here.
+
+        :raises InstanceBusy: it is
+        """
+        if (going := self.get(name)) is not None:
+            raise InstanceBusy(name, f"its migration to {going.journey.plan.target.node}", 0)
+
+    # -- what people do when it cannot go on by itself -----------------------------------------------------------------
+
+    def recover(self, name: str, *, target_is_dead: bool) -> bool:
+        """Look again now how things are.
+
+        :param target_is_dead: a person says so of the QEMU on the other node, or of that whole node
+        :returns: whether one is under way
+        """
+        if (going := self.get(name)) is None:
+            return False
+        going.driver.hear(Confirmed() if target_is_dead else Begin(again=True))
+        return True
+
+    def kill(self, name: str) -> dict[str, Any] | None:
+        """End a machine of which nobody can tell whether it may run on. Blocks.
+
+        :returns: None where it is on no way
+        :raises InstanceBusy: it is on its way, and in no doubt
+        """
+        if (going := self.get(name)) is None:
+            return None
+        if going.driver.machine.state is not State.DOUBT:
+            self.check_settled(name)
+        if self._names_other(name, going):
+            told: dict[str, Any] = self._caller(going.journey.to).call("POST", f"/v1/instances/{name}/kill", {})
+            return told
+        asyncio.run_coroutine_threadsafe(going.source.kill(), self._loop).result(_KILLED)
+        return {"stop": None}
+
+    # -- as a job, in a thread of its own ------------------------------------------------------------------------------
+
+    def move(self, name: str, params: Move, *, again: bool) -> dict[str, Any]:
+        """Move a machine. Blocks until it is over.
+
+        :param again: somebody began, and ended in the middle
+        :returns: what became of it
+        :raises MigrationError: it is where it was, and why
+        """
+        departure = Departure(self._worker.node.host, name)
+        if params.check:
+            return self._check(params, departure)
+        again = again or params.recover
+        departure.begin(again=again)
+        try:
+            journey = self._books.journey(name) if again else self._plan(name, params, departure)
+            if journey is None:  # it was cut off before anything was done, or when all was
+                return self._of_none(name, departure)
+            future = asyncio.run_coroutine_threadsafe(self._drive(name, departure, journey, again=again), self._loop)
+            return self._follow(name, future)
+        finally:
+            departure.close()
+
+    def _check(self, params: Move, departure: Departure) -> dict[str, Any]:
+        departure.begin(again=False)
+        try:
+            found = self._look(params, departure)
+        finally:
+            departure.close()
+        return {"node": found.there.node, "blockers": to_builtins(found.blockers)}
+
+    def _plan(self, name: str, params: Move, departure: Departure) -> Journey:
+        found = self._look(params, departure)
+        there, here, need = found.there, self._here(), departure.need
+        assert need is not None
+        if found.blockers:
+            raise MigrationBlocked(name, there.node, found.blockers)
+        parcel = need.parcel
+        run = Owner(
+            node=here.name, boot_id=self._worker.node.host.boot_id,
+            incarnation=run_of(parcel.spec.uuid, parcel.generation), epoch=departure.ledger.document.epoch + 1,
+        )  # fmt: skip
+        record = self._books.claimable(name, run)
+        plan = Plan(
+            machine=name,
+            source=record,
+            target=Owner(
+                node=there.node,
+                boot_id=there.boot_id,
+                incarnation=f"{run_of(parcel.spec.uuid, parcel.generation + 1)}/{record.epoch + 1}",
+            ),
+            storage=goes_along(found.disks),
+            postcopy=Means.POSTCOPY in found.terms.means,
+        )
+        halves = _keys(params, parcel, record.epoch + 1, found.terms)
+        journey = Journey(
+            plan=plan, to=[params.node], source=found.manner.source, target=found.manner.target, disks=found.disks,
+            emulator=params.emulator, terms=found.terms, began=time.time(),
+            peer=halves.source.peer if halves is not None else "",
+        )  # fmt: skip
+        if halves is not None:
+            departure.place(halves.source)
+            departure.theirs = halves.target
+        self._books.keep(name, journey)
+        departure.set_out(record.epoch + 1, there.node)
+        return journey
+
+    def _look(self, params: Move, departure: Departure) -> "_Look":
+        """What the other node says, what comes of it, and what is in the way; nothing is done."""
+        here, need = self._here(), departure.need
+        assert need is not None
+        if not here.addresses:
+            raise NotJoined("this node has no certificate that others trust: drover node init, or drover node join")
+        daemon = self._caller([params.node])
+        there = ask(daemon, need, emulator=params.emulator, postcopy=Means.POSTCOPY in _means(params))
+        if there.node == here.name:
+            raise ArgumentError("node", params.node, f"another node than {here.name}, where it runs")
+        disks = agreed(need.images, there.seen, daemon, shared=params.shared_disks)
+        terms = _terms(params, departure, need, disks.size, there.fit.version)
+        source, target = _with_bitmaps(disks, *_settings(params, terms))
+        manner = Manner(source=source, target=target, tls=params.tls, copy=params.copy_disks, deadline=terms.deadline)
+        blockers = compare(structs.replace(need, until=here.until), there, disks, manner)
+        return _Look(there=there, disks=disks, terms=terms, manner=manner, blockers=tuple(blockers))
+
+    def _of_none(self, name: str, departure: Departure) -> dict[str, Any]:
+        passage = departure.ledger.document.passage
+        if passage is not None and passage.way == "gone":
+            return {"node": passage.other}
+        departure.end(End(Result.FAILED), dead=False, elsewhere=False)
+        raise MigrationError(f"{name} is on no way: its migration had not begun, or had ended without success")
+
+    def _follow(self, name: str, future: "Future[tuple[Going, End]]") -> dict[str, Any]:
+        """Tell how far it is, until it is over; in the job's own thread."""
+        followed: Going | None = None
+        while not future.done():
+            going = self.get(name)
+            if going is None:
+                time.sleep(_LOOK / 10)
+                continue
+            if going is not followed:
+                followed = going
+                future.add_done_callback(going.over)
+            try:
+                news = going.news.get(timeout=_LOOK)
+            except queue.Empty:
+                pass
+            else:
+                if isinstance(news, View):
+                    _tell(news)
+                elif news is not None:
+                    witness().step(news)
+            if witness().wants_end() and not going.cancelled:
+                self._loop.call_soon_threadsafe(going.cancel)
+                going.cancelled = True
+        try:
+            going, end = future.result()
+        except CancelledError:  # the daemon ends
+            raise OperationCancelled(name, "migrate") from None
+        return self._conclude(name, going, end)
+
+    def _conclude(self, name: str, going: Going, end: End) -> dict[str, Any]:
+        departure, dead = going.departure, going.source.dead
+        self._write(name, lambda: departure.end(end, dead=dead, elsewhere=self._names_other(name, going)))
+        self._write(name, lambda: self._books.forget(name))
+        if end.result is Result.DONE:
+            return going.report()
+        if going.cancelled and end.result is Result.FAILED:
+            raise OperationCancelled(name, "migrate")
+        why = going.pace.gave_up or end.why
+        raise MigrationError(f"{name} {_BECAME[end.result]}: {why}", str(end.result))
+
+    def _write(self, name: str, write: Callable[[], None]) -> None:
+        """Write down an end; where that cannot be done now, as on a full disk, again and again: it has ended."""
+        while True:
+            try:
+                return write()
+            except (StoreError, OSError) as error:
+                log.warning("%s: how its migration ended cannot be written, and will be: %s", name, error)
+            if self._leaving:
+                raise OperationCancelled(name, "migrate")
+            time.sleep(_WRITE_AGAIN)
+
+    def _names_other(self, name: str, going: Going) -> bool:
+        return not self._books.owners.read(name).same_process(going.journey.plan.source)
+
+    # -- on the loop ---------------------------------------------------------------------------------------------------
+
+    async def _drive(self, name: str, departure: Departure, journey: Journey, *, again: bool) -> tuple[Going, End]:
+        driving = asyncio.current_task()
+        assert driving is not None
+        register = OwnRegister(self._worker, self._books, name)
+        caller, keep = self._caller(journey.to), partial(self._keep, name, journey)
+        going = Going(departure, journey, self._model, register, caller, self._invite, self._shares, keep)
+        self._going[name] = going, driving
+        try:
+            return going, await going.run(again=again)
+        finally:
+            del self._going[name]
+
+    async def _keep(self, name: str, journey: Journey, setting: Setting) -> None:
+        """Have whoever takes it up after a crash know what was done so that it ends."""
+        try:
+            await self._worker.do("", partial(self._books.keep_setting, name, journey.plan.source.epoch, setting))
+        except (StoreError, OSError) as error:  # it is worth nothing to whoever drives it now
+            log.warning("%s: what speeds it up cannot be written down: %s", name, error)
+
+    def _invite(self, going: Going, epoch: int) -> Invitation | None:
+        need, here = going.departure.need, self._here()
+        if need is None:
+            return None  # taken up after a restart: where nobody has accepted it yet, it is not begun again
+        return Invitation(
+            parcel=need.parcel, process=going.journey.plan.target, epoch=epoch, other=here.name, home=here.addresses,
+            settings=going.journey.target, emulator=going.journey.emulator,
+            disks=going.journey.disks, keys=going.departure.theirs,
+        )  # fmt: skip
+
+
+def _tell(view: View) -> None:
+    megabytes = view.dirty_rate / 1e6
+    text = f"{view.percent:.0f} %, round {view.rounds}, {megabytes:.1f} MB/s made dirty"
+    if view.blackout is not None:
+        text += f", it is expected to stand still for {view.blackout * 1000:.0f} ms"
+    done, of = view.transferred, view.transferred + view.remaining
+    witness().progress(done, of, "bytes", eta=view.eta, detail=text)
+
+
+def _with_bitmaps(disks: storage.Plan, source: Settings, target: Settings) -> tuple[Settings, Settings]:
+    """Both, with the dirty bitmaps that go along in the stream."""
+    ours, theirs = storage.bitmap_settings(disks)
+    found = []
+    for settings, more in ((source, ours), (target, theirs)):
+        capabilities = settings.capabilities | {name: on for name, on in more.capabilities.items() if on}
+        found.append(Settings(capabilities=capabilities, parameters=settings.parameters | more.parameters))
+    return found[0], found[1]
+
+
+def _means(params: Move) -> tuple[Means, ...]:
+    """What may be done so that it comes to its end, in this order."""
+    means = MEANS if params.means is None else tuple(map(Means, params.means))
+    return (*means, Means.POSTCOPY) if params.postcopy and Means.POSTCOPY not in means else means
+
+
+def _terms(
+    params: Move, departure: Departure, need: Need, to_copy: int, there: tuple[int, int, int] | None
+) -> Terms:
+    """What may be done so that it comes to its end.
+
+    :param there: the version of the QEMU there, as far as it is known
+    """
+    unlimited = Wishes()
+    wishes = Wishes(
+        blackout=params.blackout, deadline=params.deadline, means=_means(params), throttle=params.throttle,
+        cap=params.bandwidth or unlimited.cap, ceiling=params.ceiling or params.bandwidth or unlimited.ceiling,
+    )  # fmt: skip
+    able = departure.capabilities
+    theirs = able if there is None else able & capabilities_of(there[:2])
+    return agree(wishes, able, theirs, memory=need.parcel.spec.memory.size, to_copy=to_copy)
+
+
+def _keys(params: Move, parcel: Parcel, epoch: int, terms: Terms) -> Halves | None:
+    """What both sides show; None: all is to go over in the clear."""
+    return issue(parcel.spec.uuid, epoch, terms.deadline + _MENDABLE) if params.tls else None
+
+
+def _settings(params: Move, terms: Terms) -> tuple[Settings, Settings]:
+    """What is set at the source, and at the target."""
+    ours, theirs, parameters = arming(terms)
+    both: dict[str, bool] = {}
+    shared: dict[str, Any] = {}
+    if params.multifd:
+        both["multifd"] = True
+        shared["multifd-channels"] = params.multifd
+    if params.compression:
+        shared["multifd-compression"] = params.compression
+    source = Settings(capabilities=both | ours, parameters=shared | parameters)
+    announced = {f"announce-{name}": value for name, value in structs.asdict(params.announce).items()}
+    return source, Settings(capabilities=both | theirs, parameters=shared | announced)
+
+
+_BECAME: Final = {Result.FAILED: "stays where it was", Result.LOST: "is lost, and can be started"}

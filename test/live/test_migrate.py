@@ -1,0 +1,208 @@
+"""A machine moves between two nodes by their daemons: real processes, certificates, and booted guests."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import waiting
+from drover.kvm.faults import DEVICE
+from instances import SHELL, bare, bootable, say, wait_for_shell
+from machines import qemu_of
+from pairs import Pair, ended, two_nodes
+
+wait_for = partial(waiting.wait_for, timeout=60)
+OLD = {"type": "pc-q35-7.2"}  # a type that both have
+CPU = {"model": "qemu64"}  # one that is the same in both
+PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with two_nodes(tmp_path) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_it_moves(pair: Pair, version: str) -> None:
+    """A machine with nothing in it; and what is told of that."""
+    pair.here.daemon.create(bare(version, "a"))
+    pair.here.daemon.do("start", "a")
+    report = pair.move("a")
+    assert report["node"] == "b"
+    assert report["steps"].keys() >= {"plan", "prepare", "memory", "switchover", "commit", "finish"}
+    assert report["alarms"] == []
+    assert 0 < report["blackout_ms"] < 1000 * report["seconds"]
+    assert pair.there.daemon.rows()["a"]["state"] == "running"
+    wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
+    status, answer = pair.here.daemon.call("POST", "/v1/instances/a/start", {})
+    assert (status, answer["code"]) == (409, "wrong-state")
+    assert "gone to b" in answer["detail"]
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_a_guest_goes_and_comes_back(pair: Pair, old: str, new: str) -> None:
+    """It is the same guest everywhere; by several connections on the way back."""
+    pair.here.daemon.create(bootable(old, "a", SHELL, machine=OLD, cpu=CPU))
+    pair.here.daemon.do("start", "a")
+    here = pair.here.node.instance("a")
+    wait_for_shell(here)
+    say(here, "word=it-is-me")
+    pair.move("a", emulator=str(qemu_of(new)))
+    assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
+    report = pair.move("a", back=True, emulator=str(qemu_of(old)), multifd=2, compression="zstd")
+    assert report["node"] == "a"
+    assert "it-is-me" in say(here, "echo $word")
+
+
+def test_it_is_cancelled(pair: Pair) -> None:
+    pair.here.daemon.create(bootable("10.0", "a"))
+    pair.here.daemon.do("start", "a")
+    wait_for_shell(pair.here.node.instance("a"))
+    number = pair.begin("a", "memory", bandwidth=MIB)
+    status, answer = pair.here.daemon.call("POST", "/v1/instances/a/stop", {})
+    assert (status, answer["code"]) == (409, "instance-busy")
+    assert "its migration to b" in answer["detail"]
+    wait_for(lambda: pair.here.daemon.call("GET", "/v1/instances/a/migration")[1]["progress"]["transferred"] > 0)
+    assert pair.here.daemon.rows()["a"]["state"] == "migrating"
+    assert pair.there.daemon.rows()["a"]["state"] == "migrating"
+    pair.here.daemon.call("POST", f"/v1/jobs/{number}/cancel")
+    assert ended(pair.here.daemon, number)["state"] == "cancelled"
+    pair.runs_here_alone("a")
+    assert pair.move("a")["node"] == "b"
+
+
+def test_it_is_given_up_in_time(pair: Pair) -> None:
+    pair.here.daemon.create(bootable("7.2", "a"))
+    pair.here.daemon.do("start", "a")
+    wait_for_shell(pair.here.node.instance("a"))
+    status, answer = pair.ask("a", bandwidth=MIB, deadline=8)
+    assert status == 500 or status == 409, answer
+    assert "it stays where it was" in answer["detail"] or "stays where it was" in answer["detail"]
+    assert "deadline" in answer["detail"]
+    pair.runs_here_alone("a")
+
+
+def test_what_is_refused(pair: Pair) -> None:
+    pair.here.daemon.create(bare("10.0", "a"))
+    status, answer = pair.ask("a")
+    assert (status, answer["code"]) == (409, "wrong-state")
+    pair.here.daemon.do("start", "a")
+    status, answer = pair.ask("a", node=pair.here.address)
+    assert (status, answer["errors"][0]["field"]) == (422, "node")
+    status, answer = pair.ask("a", node="127.0.0.1:1")
+    assert "127.0.0.1:1 is not to be reached" in answer["detail"]
+    status, answer = pair.ask("a", emulator="/nowhere/qemu")
+    assert "/nowhere/qemu" in answer["detail"]
+    pair.runs_here_alone("a")
+
+
+@pytest.mark.parametrize("side", ["here", "there", "both"])
+def test_a_daemon_is_killed_in_the_middle(pair: Pair, side: str) -> None:
+    """The next one takes it up, and brings it to its end."""
+    pair.here.daemon.create(bootable("10.0", "a"))
+    pair.here.daemon.do("start", "a")
+    wait_for_shell(pair.here.node.instance("a"))
+    number = pair.begin("a", "memory", bandwidth=8 * MIB)
+    killed = [pair.here, pair.there] if side == "both" else [getattr(pair, side)]
+    for each in killed:
+        each.daemon.kill()
+    for each in killed:
+        each.daemon.start()
+    told = ended(pair.here.daemon, number)
+    assert told["state"] == "done", (told["error"], pair.faults())
+    wait_for(lambda: pair.there.daemon.rows()["a"]["state"] == "running")
+    wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
+
+
+def test_two_share_the_link(pair: Pair) -> None:
+    """Each has half of what their node allows; who is left has all. The other node has its say, too."""
+    whole = 128 << 10
+    for member, limit in ((pair.here, whole), (pair.there, 3 * whole // 4)):
+        member.daemon.end()
+        member.daemon.options = [*member.daemon.options, "--limit", f"migration_bandwidth={limit}"]
+        member.daemon.start()
+    for name in ("a", "b"):
+        pair.here.daemon.create(bare("10.0", name))
+        pair.here.daemon.do("start", name)
+
+    def allowed(name: str) -> int:
+        told: dict[str, int] = pair.here.daemon.do("qmp", name, execute="query-migrate-parameters")
+        return told["max-bandwidth"]
+
+    jobs = {name: pair.begin(name, "memory") for name in ("a", "b")}
+    wait_for(lambda: allowed("a") == allowed("b") == 3 * whole // 8)
+    pair.here.daemon.call("POST", f"/v1/jobs/{jobs['b']}/cancel")
+    assert ended(pair.here.daemon, jobs["b"])["state"] == "cancelled"
+    wait_for(lambda: allowed("a") == 3 * whole // 4)
+    assert ended(pair.here.daemon, jobs["a"])["state"] == "done"
+
+
+@pytest.fixture
+def version(request: pytest.FixtureRequest) -> Iterator[str]:
+    """QEMU runs as a user of its own, and 7.2 knows no other way to catch the faults of its guest's memory."""
+    version: str = request.param
+    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    before = knob.read_text()
+    knob.write_text("1" if version == "7.2" else "0")
+    yield version
+    knob.write_text(before)
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"], indirect=True)
+def test_it_is_finished_by_postcopy(pair: Pair, version: str) -> None:
+    """A guest that makes more dirty than goes over: it runs there, and fetches the rest.
+
+    Nobody has rights; 10.0 is let open the device that it takes, for so long.
+    """
+    device = Path(DEVICE).stat().st_mode
+    pair.here.daemon.create(bootable(version, "a"))
+    pair.here.daemon.do("start", "a")
+    here = pair.here.node.instance("a")
+    wait_for_shell(here)
+    say(here, "word=it-is-me; helper dirty 300 160")
+    report = pair.move("a", bandwidth=16 * MIB, means=["postcopy"], deadline=40)
+    assert report["helped"] == ["postcopy"]
+    assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
+    wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
+    assert pair.there.node.instance("a").show().document.runtime.uid  # type: ignore[union-attr]
+    assert Path(DEVICE).stat().st_mode == device
+
+
+def test_postcopy_is_refused_where_it_cannot_be(pair: Pair) -> None:
+    """Before anything moves."""
+    pair.here.daemon.create(bare("7.2", "a"))
+    pair.here.daemon.do("start", "a")
+    status, answer = pair.ask("a", postcopy=True)
+    assert (status, answer["code"]) == (409, "migration-blocked")
+    assert "sysctl -w vm.unprivileged_userfaultfd=1, there" in answer["detail"]
+    pair.runs_here_alone("a")
+
+
+def test_as_it_is_typed(pair: Pair) -> None:
+    """Moved, shown, refused once it is gone, and back."""
+    here, there = pair.here.root, pair.there.root
+    pair.here.daemon.create(bare("10.0", "web1"))
+    pair.here.daemon.do("start", "web1")
+    assert "NODE is missing" in here.run("migrate", "web1").stderr
+    wrong = here.run("migrate", "web1", pair.there.address, "--announce", "often=9")
+    assert (wrong.returncode, "'often=9' is none of rounds=NUMBER" in wrong.stderr) == (2, True)
+    beyond = here.run("migrate", "web1", pair.there.address, "--announce", "rounds=9999")
+    assert (beyond.returncode, "announce.rounds" in beyond.stderr) == (1, True), beyond.stderr
+    said = here("migrate", "web1", pair.there.address, "--announce", "rounds=2", "--announce", "initial=10")
+    assert said.startswith("web1 runs on b now, after ")
+    assert "it stood still for " in said
+    assert "it went to b" in here("list")
+    gone = here.run("migrate", "web1", pair.there.address)
+    assert (gone.returncode, gone.stderr) == (4, "drover: web1: it is gone to b; this needs it running\n")
+    assert here("migrate", "web1", "--recover") == "web1 has gone to b.\n"
+    told = json.loads(there("migrate", "web1", pair.here.address, "-o", "json"))
+    assert (told["name"], told["node"], told["alarms"]) == ("web1", "a", [])
+    none = here.run("migrate", "web1", "--recover")
+    assert (none.returncode, "web1 is on no way" in none.stderr) == (1, True)
+    happened = here("events", "--kind", "instance").splitlines()
+    steps = [line.rpartition(": ")[2] for line in happened if "it goes to b" in line]
+    assert steps[:3] == ["plan", "prepare", "memory"]

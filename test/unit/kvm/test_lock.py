@@ -1,0 +1,79 @@
+"""Locks: held between processes, seen by others, and found again where their folder was removed."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from drover.errors import InstanceBusy
+from drover.kvm.lock import Alone, is_locked, locked
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path, "a", "test"):
+        assert is_locked(tmp_path / "a.lock")
+        with pytest.raises(InstanceBusy, match=f"process {os.getpid()}"), locked(tmp_path, "a", "other", 0):
+            pass
+    assert not is_locked(tmp_path / "a.lock")
+
+
+def test_who_waits_while_the_folder_goes_gets_the_lock_that_others_see(tmp_path: Path) -> None:
+    folder, inside, leave = tmp_path / "locks", threading.Event(), threading.Event()
+
+    def wait_for_it() -> None:
+        with locked(folder, "a", "second", 20):
+            inside.set()
+            leave.wait(20)
+
+    with locked(folder, "a", "first"):
+        second = threading.Thread(target=wait_for_it)
+        second.start()
+        time.sleep(0.1)  # it has the old file open
+        shutil.rmtree(folder)
+    assert inside.wait(20)
+    with pytest.raises(InstanceBusy), locked(folder, "a", "third", 0):
+        pass
+    leave.set()
+    second.join()
+
+
+def test_alone_in_whatever_folder_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "locks"
+    alone = Alone(folder, ".one", "first")
+    with pytest.raises(InstanceBusy):
+        Alone(folder, ".one", "second", patience=0)
+    alone.renew()
+    folder.rename(tmp_path / "aside")
+    alone.renew()
+    with pytest.raises(InstanceBusy):
+        Alone(folder, ".one", "second", patience=0)
+    assert not is_locked(tmp_path / "aside" / ".one.lock")
+    shutil.rmtree(folder)
+    other = Alone(folder, ".one", "second")
+    with pytest.raises(InstanceBusy):
+        alone.renew()
+    other.close()
+    alone.renew()
+    alone.close()
+    assert not is_locked(folder / ".one.lock")
+
+
+def test_alone_after_one_who_was_killed(tmp_path: Path) -> None:
+    """A program that it was just starting has its lock for a moment more."""
+    killed = os.fork()
+    if killed == 0:
+        with locked(tmp_path, ".one", "first", 0):
+            if os.fork() == 0:
+                time.sleep(0.5)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    with pytest.raises(InstanceBusy):
+        Alone(tmp_path, ".one", "second", patience=0)
+    alone = Alone(tmp_path, ".one", "second")
+    assert is_locked(tmp_path / ".one.lock")
+    alone.close()

@@ -1,0 +1,78 @@
+"""The driver over ports: what is asked of the other node, and when it is asked again."""
+
+import asyncio
+
+from drover.migration.driver import Driver
+from drover.migration.knowledge import Plan
+from drover.migration.machine import Machine
+from drover.migration.ports import Peer, Register, Side
+from drover.migration.states import State
+from drover.migration.words import QemuSaid, TargetSaid, TargetVerb
+from drover.store.owner import Owner
+
+HERE = Owner(node="a", boot_id="a", incarnation="vm/1")
+THERE = Owner(node="b", boot_id="b", incarnation="vm/2/2")
+
+
+class OneRecord(Register):
+    """A record in memory."""
+
+    def __init__(self) -> None:
+        self.owner = HERE
+
+    async def read(self) -> Owner:
+        return self.owner
+
+    async def swap(self, expect: Owner, new: Owner) -> Owner:
+        if self.owner == expect:
+            self.owner = new
+        return self.owner
+
+
+class Questions(Peer):
+    """A node that says nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[TargetVerb] = []
+
+    async def ask(self, verb: TargetVerb, epoch: int) -> None:
+        self.asked.append(verb)
+
+
+class Idle(Side):
+    """A QEMU that runs, and takes whatever it is told."""
+
+    async def ask(self) -> QemuSaid:
+        return QemuSaid("none", "running")
+
+    async def prepare(self) -> None:
+        await asyncio.sleep(3600)
+
+    async def _well(self) -> None: ...
+
+    mirror = send = postcopy = sync = go_on = cancel = cont = rejoin = quit = _well
+
+
+def test_a_question_that_may_be_lost_is_asked_again_once_the_other_can_be_reached() -> None:
+    async def tried() -> None:
+        peer = Questions()
+        driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), Idle(), peer)
+        driving = asyncio.create_task(driver.run(again=False))
+        while not peer.asked:
+            await asyncio.sleep(0)
+        assert driver.machine.state is State.ACCEPT
+        driver.linked()
+        await asyncio.sleep(0.01)
+        assert peer.asked == [TargetVerb.ACCEPT] * 2
+        driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
+        assert driver.machine.state is State.SET
+        driver.linked()  # it asks for nothing now, and what it did is answered
+        await asyncio.sleep(0.01)
+        assert peer.asked == [TargetVerb.ACCEPT] * 2
+        driver.stop()
+        driving.cancel()
+        driver.linked()
+        await asyncio.sleep(0)
+        assert len(peer.asked) == 2
+
+    asyncio.run(tried())
