@@ -2,9 +2,9 @@
 
 Without KVM, both ways are dangerous. QEMU gives each vCPU a region of the buffer for translated code,
 and aborts over a new vCPU where a guest that was busy has used them all up (assertion in
-``tcg/region.c``; tried on 7.2 and 10.0). And 7.2 corrupts its memory when one is taken out: it dies
-of the vCPU or DIMM that comes next. Nothing tells beforehand, so there it is done only for who says
-that he knows.
+``tcg/region.c``; tried on 7.2 and 10.0). A machine that may get more than it starts with has a larger
+buffer, so that it is rarely so. And 7.2 corrupts its memory when one is taken out: it dies of the vCPU
+or DIMM that comes next. Nothing tells beforehand, so there it is done only for who says that he knows.
 """
 
 from collections.abc import Mapping

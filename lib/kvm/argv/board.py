@@ -14,6 +14,7 @@ _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourceco
 # MiB for translated code, instead of up to 1 GiB: QEMU takes half the memory, at little cost.
 _TB_SIZE: Final = 32
 _TB_SIZE_PER_CPU: Final = 8  # each virtual CPU translates into a part of its own
+_TB_SIZE_HOTPLUG: Final = 256  # a new one takes a part that is free: QEMU aborts where there is none (tcg/region.c)
 _TB_SIZE_MAX: Final = 1024  # QEMU's own choice
 _HUGE: Final = {"2MiB": 2 << 20, "1GiB": 1 << 30}
 _MEMORY: Final = "ram"
@@ -37,7 +38,8 @@ def write_machine(out: Writer) -> None:
     if out.given.accelerator == "kvm":
         out.add("-accel", "kvm")
     else:
-        size = min(_TB_SIZE_MAX, max(_TB_SIZE, _TB_SIZE_PER_CPU * spec.cpu.max))
+        least = _TB_SIZE_HOTPLUG if spec.cpu.count < spec.cpu.max else _TB_SIZE
+        size = min(_TB_SIZE_MAX, max(least, _TB_SIZE_PER_CPU * spec.cpu.max))
         out.add("-accel", f"tcg,tb-size={size}")
     out.add("-rtc", f"base={spec.machine.rtc}")
 
