@@ -19,11 +19,11 @@ from .launch import finish
 from .ledger import Ledger
 from .plugs import mend_plugs
 from .process import STATUS_TIMEOUT
-from .record import DISCARD, LEAVE, RESTORE, SAVE, UPGRADE
+from .record import DISCARD, LEAVE, RESTORE, SAVE, UPGRADE, has_switched
 from .saving import discard, end_of_save, is_saved, mend_restore, mend_save
 from .sockets import dial
 from .state import State
-from .upgrade import finish_switch, has_switched, mend_upgrade
+from .upgrade import finish_switch, mend_upgrade
 
 # Seconds after a press of the power button in which a guest's shutdown is its answer: some install updates first.
 _ASKED: Final = 600.0

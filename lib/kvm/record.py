@@ -235,6 +235,12 @@ def has_begun_to_run(document: Document) -> bool:
     return pending is not None and pending.operation == RESTORE and pending.step == RUN
 
 
+def has_switched(document: Document) -> bool:
+    """Whether a move to a second QEMU is under way that has come so far that this is the machine."""
+    pending = document.pending
+    return pending is not None and pending.operation == UPGRADE and pending.step == SWITCHED
+
+
 def runtime_of(document: Document) -> Runtime:
     """What runs, of an instance of which it is known that it does."""
     if document.runtime is None:

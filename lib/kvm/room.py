@@ -1,8 +1,8 @@
 """How much memory the host has for machines that arrive, and what of it is promised to those that are on their way.
 
-A machine that arrives takes its memory page by page, so what is free says nothing of what is already spoken for. Its
-document is the promise: whoever lets another one in counts those that arrive, under one lock, before its own document
-is there.
+A machine that arrives, from another node or at a second QEMU of its own, takes its memory page by page, so what is free
+says nothing of what is already spoken for. Its document is the promise: whoever lets another one in counts those that
+arrive, under one lock, before its own document says that it does.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from msgspec import Struct
 from ..errors import NoRoom, RecordError
 from .lock import locked
 from .paths import Paths
-from .record import Document, load
+from .record import UPGRADE, Document, Runtime, has_switched, load, runtime_of
 from .spec import Spec
 from .usage import process_usage
 
@@ -78,15 +78,15 @@ def look(paths: Paths, *, but: str = "") -> Room:
     for name in paths.names:
         with suppress(RecordError, OSError):  # one that cannot be read is not let run either
             document = load(paths.instance(name).document)
-            if name != but and document.passage is not None and document.passage.way == "in":
-                promised[name] = _still_to_take(document)
+            if name != but and (still := _still_to_take(document)) is not None:
+                promised[name] = still
     return Room(free={PLAIN: _available()} | {name: _free_pages(size) for name, size in PAGES.items()},
                 promised=promised)  # fmt: skip
 
 
 @contextmanager
 def let_in(paths: Paths, spec: Spec) -> Iterator[None]:
-    """See that there is room for one that arrives, whose document is made within the block. One comes after another.
+    """See that there is room for one that arrives, whose document says so after the block. One comes after another.
 
     :raises NoRoom: there is none, or it is promised
     """
@@ -97,12 +97,27 @@ def let_in(paths: Paths, spec: Spec) -> Iterator[None]:
         yield
 
 
-def _still_to_take(document: Document) -> dict[str, int]:
-    takes, runtime = wanted(document.spec), document.runtime
+def _still_to_take(document: Document) -> dict[str, int] | None:
+    """What a machine that arrives has not taken yet; None: it does not."""
+    if document.passage is not None and document.passage.way == "in":
+        return _left(document.spec, document.runtime)
+    pending = document.pending
+    if pending is not None and pending.operation == UPGRADE and not has_switched(document):
+        second = document.other
+        return _left(runtime_of(document).spec if second is None else second.spec, second)
+    return None
+
+
+def _left(spec: Spec, runtime: Runtime | None) -> dict[str, int]:
+    """What a QEMU has not taken yet.
+
+    :param runtime: of it; None: it is to be started
+    """
+    takes = wanted(spec)
     usage = process_usage(runtime.pid) if runtime is not None and runtime.pid else None
     if runtime is None or usage is None or usage.start_time != runtime.start_time:
         return takes
-    has: dict[str, int] = {document.spec.memory.hugepages: _huge(runtime.pid), PLAIN: usage.resident}
+    has: dict[str, int] = {spec.memory.hugepages: _huge(runtime.pid), PLAIN: usage.resident}
     return {pages: max(0, size - has.get(pages, 0)) for pages, size in takes.items()}
 
 

@@ -38,7 +38,7 @@ from .ledger import Ledger
 from .outdated import is_outdated
 from .packing import check_portable, parcel_of
 from .paths import InstancePaths
-from .record import SWITCHED, UPGRADE, Document, runtime_of
+from .record import SWITCHED, UPGRADE, has_switched, runtime_of
 from .spec import Spec
 from .witness import end_if_wanted, witness
 
@@ -105,10 +105,9 @@ def upgrade(host: Host, ledger: Ledger, vm: QmpConnection, emulator: str = "") -
     status = vm.query_status().status
     if status not in ("running", "paused"):
         raise WrongState(ledger.name, status, "running or paused")
-    with room.let_in(host.paths, parcel.spec):
-        pass
     began, paused = time.monotonic(), old.paused or status == "paused"
-    ledger.begin(UPGRADE, paused=paused, emulator=emulator)
+    with room.let_in(host.paths, parcel.spec):
+        ledger.begin(UPGRADE, paused=paused, emulator=emulator)
     beside = _Beside(ledger)
     try:
         new, notices = launch.start_beside(host, beside, parcel, "" if old.mark else _MARK)
@@ -141,12 +140,6 @@ def mend_upgrade(host: Host, ledger: Ledger, vm: QmpConnection) -> list[str]:
         vm.cont()
     _complete(ledger)
     return ["its upgrade was cut off, and is completed", *notices]
-
-
-def has_switched(document: Document) -> bool:
-    """Whether a move that is under way has come so far that the second QEMU is the machine."""
-    pending = document.pending
-    return pending is not None and pending.operation == UPGRADE and pending.step == SWITCHED
 
 
 def finish_switch(host: Host, ledger: Ledger) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from counting import counted, goes_on, killed_at, made
-from drover.errors import DroverError, MigrationError, NotSupported, OperationCancelled, StartFailed
+from drover.errors import DroverError, MigrationError, NoRoom, NotSupported, OperationCancelled, StartFailed
+from drover.kvm import room
 from drover.kvm import upgrade as module
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
@@ -143,6 +145,35 @@ def test_what_cannot_be_there_twice_is_refused(node: Node, more: dict[str, Any],
     with pytest.raises(NotSupported, match=rf"{named}.*drover save vm"):
         vm.upgrade(emulator=other("10.0", tmp_path))
     assert (runtime(vm), vm.show().state) == (before, State.RUNNING)
+
+
+class Meanwhile(Witness):
+    """One that sees another machine asked to go over while this one is on its way; there is memory for one."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act, self.refused = act, ""
+
+    def step(self, name: str) -> None:
+        if name == "run":
+            with pytest.raises(NoRoom) as caught:
+                self._act()
+            self.refused = str(caught.value)
+
+
+def test_two_do_not_share_what_one_of_them_takes(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, second = made(node, "10.0"), node.create(parse(bare("10.0", name="second")))
+    second.start()
+    takes = max(sum(room.wanted(each.show().document.spec).values()) for each in (vm, second))
+    monkeypatch.setattr(room, "_available", lambda: takes)
+    before, emulator = runtime(second), other("10.0", tmp_path)
+    with watched_by(meanwhile := Meanwhile(lambda: second.upgrade(emulator=emulator))):
+        vm.upgrade(emulator=emulator)
+    assert "promised to vm" in meanwhile.refused
+    assert (runtime(second), second.show().document.pending) == (before, None)
+    second.upgrade(emulator=emulator)
+    assert runtime(second).generation == before.generation + 1
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

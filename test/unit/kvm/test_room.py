@@ -9,7 +9,7 @@ import pytest
 from drover.errors import NoRoom
 from drover.kvm.paths import Paths
 from drover.kvm.process import current_boot
-from drover.kvm.record import Document, Passage, Runtime, Way, save
+from drover.kvm.record import SWITCHED, UPGRADE, Document, Intent, Passage, Runtime, Way, load, save
 from drover.kvm.room import BESIDE, PAGES, Lack, Room, let_in, look, wanted
 from drover.kvm.spec import Spec, completed, parse
 from drover.kvm.usage import process_usage
@@ -62,6 +62,24 @@ def test_promised_is_what_those_that_arrive_have_not_taken_yet(paths: Paths) -> 
     assert TIB + BESIDE - 2000 * MIB < room.promised["half"]["off"] < TIB + BESIDE - 10 * MIB
     assert room.promised["dead"] == {"off": 64 * MIB + BESIDE}
     assert look(paths).promised["new"] == {"off": 64 * MIB + BESIDE}
+
+
+def test_promised_to_a_second_qemu_is_what_it_has_not_taken_until_it_is_the_machine(paths: Paths) -> None:
+    mine = process_usage(os.getpid())
+    assert mine is not None
+    for name, step, pid in (("first", "", 0), ("second", "send", os.getpid()), ("over", SWITCHED, os.getpid())):
+        put(paths, spec(name, TIB), None)
+        document = load(paths.instance(name).document)
+        document.pending = Intent(operation=UPGRADE, step=step)
+        if pid:
+            document.other = Runtime(
+                generation=2, boot_id=current_boot(), spec=spec(name, TIB), pid=pid, start_time=mine.start_time
+            )
+        save(paths.instance(name).document, document)
+    promised = look(paths).promised
+    assert promised.keys() == {"first", "second"}
+    assert promised["first"] == {"off": TIB + BESIDE}
+    assert TIB + BESIDE - 2000 * MIB < promised["second"]["off"] < TIB + BESIDE - 10 * MIB
 
 
 def test_of_two_at_once_one_gets_in(paths: Paths) -> None:
