@@ -1,5 +1,6 @@
-"""How far a job is, on a terminal: its step, a bar with rate and time to go where it tells how far it is."""
+"""How far jobs are, on a terminal: for each its step, a bar with rate and time to go where it tells how far it is."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -7,14 +8,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from drover.cli.text import harmless
 
 
 @contextmanager
-def showing(job: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What shows a job as it was last told; nothing where standard error is no terminal."""
+def showing(*jobs: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What shows a job as it was last told, until it has ended; nothing where standard error is no terminal.
+
+    What is printed meanwhile stands above. Any thread may show one.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda job: None
@@ -27,15 +31,21 @@ def showing(job: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeElapsedColumn(),
         TextColumn("[dim]Ctrl-C leaves it to go on[/dim]"),
     ]
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(_what(job), total=None, told="")
+    both = sys.stdout.isatty()  # else what is printed is for a file, and is not to be taken from it
+    with Progress(*columns, console=console, transient=True, redirect_stdout=both) as progress:
+        tasks: dict[int, TaskID] = {}
 
         def show(job: dict[str, Any]) -> None:
-            far = job.get("progress") or {}
-            total = far.get("of") or None
-            progress.update(task, description=_what(job), completed=far.get("done", 0), total=total, told=told(far))
+            far, number = job.get("progress") or {}, job["id"]
+            if number not in tasks:
+                tasks[number] = progress.add_task(_what(job), total=None, told="")
+            progress.update(
+                tasks[number], description=_what(job), completed=far.get("done", 0), total=far.get("of") or None,
+                told=told(far), visible=not job.get("ended"),
+            )  # fmt: skip
 
-        show(job)
+        for job in jobs:
+            show(job)
         yield show
 
 

@@ -23,7 +23,7 @@ Told = dict[str, Any]
 ENDED: Final = frozenset({"done", "failed", "cancelled", "lost"})
 # Seconds until a wait is shown: what is done sooner needs no bar, nor the time to load one.
 _SOON: Final = 0.7
-_LOOK: Final = 1.0  # seconds between two looks at a job that is under way
+LOOK: Final = 1.0  # seconds between two looks at a job that is under way
 _AWAY: Final = 30.0  # seconds that a daemon may be away, as when it is updated
 _AGAIN: Final = 0.5  # seconds between two tries to reach it
 _SECOND: Final = 2.0  # seconds for a second Ctrl-C
@@ -69,12 +69,21 @@ class Clerk(Daemon):
         """
         if method == "GET":
             return self._daemon.call(method, path, body, timeout=timeout)
-        asked = {"Prefer": "respond-async", "Idempotency-Key": secrets.token_hex(16)}
-        job = _patiently(lambda: self._daemon.call(method, path, body, timeout=timeout, headers=asked))
+        job = begun(self._daemon, method, path, body, timeout=timeout)
         if not self._wait:
             _tell_number(job)
             raise click.exceptions.Exit(0)
         return outcome(followed(self._daemon, job))
+
+
+def begun(daemon: Daemon, method: str, path: str, body: Any, *, timeout: float = 60) -> Told:
+    """The job of a change that is asked for.
+
+    :raises CallFailed: the daemon says no, or does not answer
+    """
+    asked = {"Prefer": "respond-async", "Idempotency-Key": secrets.token_hex(16)}
+    job: Told = _patiently(lambda: daemon.call(method, path, body, timeout=timeout, headers=asked))
+    return job
 
 
 def outcome(job: Told) -> Any:
@@ -108,7 +117,7 @@ def followed(daemon: Daemon, job: Told) -> Told:
 
         with showing(job) as show:
             while job["state"] not in ENDED:
-                job = look(daemon, job["id"], _LOOK)
+                job = look(daemon, job["id"], LOOK)
                 show(job)
         return job
     except KeyboardInterrupt:

@@ -108,6 +108,7 @@ COMMANDS: Final[Table] = {
     "list": Entry("drover.cli.list", "Show all instances of a node.", "list_"),
     "logs": Entry("drover.cli.logs", "Print what an instance's guest, or its QEMU, has written.", "logs"),
     "migrate": Entry("drover.cli.migrate", "Move an instance to another node, while it runs.", "migrate"),
+    "migrate-all": Entry("drover.cli.migrate_all", "Move all that runs here to another node.", "migrate_all"),
     "node": Group("Certificates of this node, and of those who may call it.", NODE, text=_NODE_TEXT),
     "pause": Entry(_INSTANCES, "Let a guest stand still.", "pause"),
     "qga": Entry("drover.shell.qga", "Talk to the agent in a guest."),

@@ -1,6 +1,7 @@
 """The command `drover migrate`: an instance goes to another node while it runs."""
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -14,6 +15,8 @@ from drover.cli.text import harmless
 from drover.errors import CallFailed
 from drover.migration.means import Means
 from drover.node.client import Daemon
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _MEANS: Final = tuple(str(means) for means in Means)
 _ANNOUNCE: Final = ("rounds", "initial", "step", "max")
@@ -29,32 +32,46 @@ def _numbers(__: click.Context, ___: click.Parameter, texts: tuple[str, ...]) ->
     return told
 
 
+_GOING: Final = (
+    click.option("--blackout", type=click.IntRange(1, 60_000), default=300, show_default=True, metavar="MS",
+                 help="Milliseconds that the guest may stand still at most."),
+    click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+                 help="When to give up; by default after a minute, and one more for each GiB."),
+    click.option("--means", "means", type=click.Choice(_MEANS), multiple=True,
+                 help="What may be done so that it comes to its end, in this order; may be repeated."),
+    click.option("--postcopy", is_flag=True, help="If nothing else helps, run there before all memory is there. "
+                 "Who loses a node or the network before the end loses the machine."),
+    click.option("--throttle", type=click.IntRange(1, 99), default=80, show_default=True, metavar="PERCENT",
+                 help="Of the vCPUs' time, that auto-converge may take at most."),
+    click.option("--bandwidth", type=Size(), metavar="SIZE", help="Bytes a second to begin with; by default no limit."),
+    click.option("--ceiling", type=Size(), metavar="SIZE",
+                 help="Up to which that may be raised; by default it is not."),
+    click.option("--multifd", type=click.IntRange(1, 255), metavar="COUNT", help="Connections that memory goes over."),
+    click.option("--compress", type=click.Choice(("zlib", "zstd")), help="What goes over several connections."),
+    click.option("--copy-disks", is_flag=True, help="Disks that are not there on the other node are copied."),
+    click.option("--shared-disk", "shared", metavar="ID", multiple=True,
+                 help="A disk that both nodes have, where they cannot see that themselves; may be repeated."),
+    click.option("--announce", "announced", metavar="NAME=NUMBER", multiple=True, callback=_numbers,
+                 help="How the switches are told where its cards are now: rounds (5), and in milliseconds initial "
+                 "(50), step (100) and max (550); may be repeated."),
+    click.option("--emulator", metavar="PATH", help="The QEMU there, where it is another one than here."),
+    click.option("--no-tls", is_flag=True,
+                 help="Memory and disks go over in the clear; else by TLS 1.3, each migration with certificates of its "
+                 "own."),
+)
+
+
+def going_options(function: F) -> F:
+    """How machines are to go."""
+    for option in reversed(_GOING):
+        function = option(function)
+    return function
+
+
 @click.command
 @instance_argument()
 @click.argument("node", required=False)
-@click.option("--blackout", type=click.IntRange(1, 60_000), default=300, show_default=True, metavar="MS",
-              help="Milliseconds that the guest may stand still at most.")  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="When to give up; by default after a minute, and one more for each GiB.")  # fmt: skip
-@click.option("--means", "means", type=click.Choice(_MEANS), multiple=True,
-              help="What may be done so that it comes to its end, in this order; may be repeated.")  # fmt: skip
-@click.option("--postcopy", is_flag=True, help="If nothing else helps, run there before all memory is there. "
-              "Who loses a node or the network before the end loses the machine.")  # fmt: skip
-@click.option("--throttle", type=click.IntRange(1, 99), default=80, show_default=True, metavar="PERCENT",
-              help="Of the vCPUs' time, that auto-converge may take at most.")  # fmt: skip
-@click.option("--bandwidth", type=Size(), metavar="SIZE", help="Bytes a second to begin with; by default no limit.")
-@click.option("--ceiling", type=Size(), metavar="SIZE", help="Up to which that may be raised; by default it is not.")
-@click.option("--multifd", type=click.IntRange(1, 255), metavar="COUNT", help="Connections that memory goes over.")
-@click.option("--compress", type=click.Choice(("zlib", "zstd")), help="What goes over several connections.")
-@click.option("--copy-disks", is_flag=True, help="Disks that are not there on the other node are copied.")
-@click.option("--shared-disk", "shared", metavar="ID", multiple=True,
-              help="A disk that both nodes have, where they cannot see that themselves; may be repeated.")  # fmt: skip
-@click.option("--announce", "announced", metavar="NAME=NUMBER", multiple=True, callback=_numbers,
-              help="How the switches are told where its cards are now: rounds (5), and in milliseconds initial (50), "
-              "step (100) and max (550); may be repeated.")  # fmt: skip
-@click.option("--emulator", metavar="PATH", help="The QEMU there, where it is another one than here.")
-@click.option("--no-tls", is_flag=True,
-              help="Memory and disks go over in the clear; else by TLS 1.3, with certificates of this migration's own.")
+@going_options
 @click.option("--check", is_flag=True, help="Only say what is in the way, all of it, and what to do about it.")
 @click.option("--recover", is_flag=True, help="Of one that an alarm is told of: look again now how things are.")
 @click.option("--target-is-dead", is_flag=True, help="Likewise; and the QEMU on the other node is dead for certain.")
@@ -87,20 +104,23 @@ def migrate(
     if node is None:
         raise click.UsageError("NODE is missing: where is it to go?", context)
     if check:
-        asked = _asked(node, **more) | {"check": True}
+        asked = asked_for(node, **more) | {"check": True}
         found = Clerk(there, wait=True).call("POST", f"/v1/instances/{name}/migrate", asked)
-        answer(output, _in_the_way(name, found), {"name": name, **found})
+        answer(output, in_the_way(name, found), {"name": name, **found})
         context.exit(FAILED if found["blockers"] else DONE)
     told: dict[str, Any] = Clerk(there, wait=not more["no_wait"]).call(
-        "POST", f"/v1/instances/{name}/migrate", _asked(node, **more)
+        "POST", f"/v1/instances/{name}/migrate", asked_for(node, **more)
     )
     for text in told["alarms"]:
         notice(f"on the way: {text}")
-    answer(output, _told(name, told), {"name": name, **told})
+    answer(output, told_of(name, told), {"name": name, **told})
 
 
-def _asked(node: str, **chosen: Any) -> dict[str, Any]:
-    """What is asked for, as the API has it."""
+def asked_for(node: str, **chosen: Any) -> dict[str, Any]:
+    """What is asked for, as the API has it.
+
+    :param chosen: :func:`going_options`
+    """
     from drover.node.contexts import Contexts
 
     contexts = Contexts(configuration())
@@ -140,7 +160,8 @@ def _recover(there: Daemon, name: str, node: str | None, target_is_dead: bool, o
     answer(output, f"{name} is looked at again; drover jobs shows what comes of it.", {"name": name})
 
 
-def _in_the_way(name: str, found: dict[str, Any]) -> str:
+def in_the_way(name: str, found: dict[str, Any]) -> str:
+    """Whether it can go, for people."""
     blockers = found["blockers"]
     if not blockers:
         return f"{name} can go to {found['node']}: nothing is in the way."
@@ -151,7 +172,8 @@ def _in_the_way(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(name: str, report: dict[str, Any]) -> str:
+def told_of(name: str, report: dict[str, Any]) -> str:
+    """How it went, for people."""
     text = f"{name} runs on {report['node']} now, after {report['seconds']:.1f} s"
     if "blackout_ms" in report:
         text += f"; it stood still for {report['blackout_ms']:.0f} ms"

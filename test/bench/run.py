@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build" / "py"))
 def main() -> int:
     """Measure what the command line asks for; the exit status."""
     import crowd
+    import drains
     import fanout
     import figures
     import idle
@@ -27,7 +28,7 @@ def main() -> int:
     import plugs
     import scale
 
-    rooms: tuple[Any, ...] = (figures, crowd, fanout, idle, plugs, lives, scale, migrations, imports)
+    rooms: tuple[Any, ...] = (figures, crowd, fanout, idle, plugs, lives, scale, migrations, drains, imports)
     everything = [figure for room in rooms for figure in room.FIGURES]
     options = arguments([figure.name for figure in everything])
     from contenders import missing
