@@ -26,9 +26,12 @@ class Flusher:
         self._dirty: set[Journal] = set()
         self._busy: dict[Journal, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     def dirty(self, journal: Journal) -> None:
-        """It has something to write."""
+        """It has something to write. Once all is over nobody asks any more: what comes then is not kept."""
+        if self._stopped:
+            return
         self._dirty.add(journal)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DELAY, self._flush)
@@ -38,10 +41,12 @@ class Flusher:
         while (task := self._busy.get(journal)) is not None:
             await asyncio.wait([task])
         self._dirty.discard(journal)
-        await asyncio.get_running_loop().run_in_executor(self._threads, journal.close)
+        threads = None if self._stopped else self._threads
+        await asyncio.get_running_loop().run_in_executor(threads, journal.close)
 
     def stop(self) -> None:
-        """Write nothing more; all journals are closed."""
+        """Begin to write nothing more, but for who is closed late. May be repeated."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         self._threads.shutdown(wait=False)
