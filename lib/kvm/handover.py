@@ -57,6 +57,7 @@ class Going(Struct, frozen=True, kw_only=True):
     :ivar way: ``in``, ``out`` or ``gone``; empty: it is on none
     :ivar epoch: of the passage
     :ivar other: the node at the other end
+    :ivar tls: its memory goes by TLS
     :ivar run_state: QEMU's own; empty where none runs
     :ivar migration: QEMU's own word of it
     """
@@ -64,6 +65,7 @@ class Going(Struct, frozen=True, kw_only=True):
     way: Way | str = ""
     epoch: int = 0
     other: str = ""
+    tls: bool = False
     run_state: str = ""
     migration: MigrationInfo = MigrationInfo()
 
@@ -186,7 +188,11 @@ class Handover(ABC):
         """How far its passage is."""
         with self._opened("migration") as ledger:
             passage = ledger.document.passage
-            known = Going(way=passage.way, epoch=passage.epoch, other=passage.other) if passage else Going()
+            known = (
+                Going(way=passage.way, epoch=passage.epoch, other=passage.other, tls=passage.tls)
+                if passage
+                else Going()
+            )
             if ledger.document.runtime is None:
                 return known
         with self._running("migration", moving=True) as (_, vm):

@@ -145,8 +145,9 @@ class Node:
         spec = structs.replace(parcel.spec, emulator=emulator) if emulator else parcel.spec
         name = spec.name
         passage = Passage(
-            way="in", epoch=epoch, other=other, home=tuple(home), process=process, board=parcel.board
-        )
+            way="in", epoch=epoch, other=other, home=tuple(home), process=process, board=parcel.board,
+            tls=keys is not None,
+        )  # fmt: skip
         self.host.check(spec)
         with locked(self.host.paths.locks, name, "accept"):
             found = self._arriving(name, epoch)

@@ -124,6 +124,7 @@ class Passage(Struct, frozen=True, kw_only=True):
     :ivar listens: of one that comes: where that listens for it, in QEMU's words
     :ivar exports: of one that comes with disks: where that exports them, a host and a port
     :ivar board: of one that comes: what its devices are plugged into
+    :ivar tls: its memory goes by TLS
     """
 
     way: Way
@@ -134,6 +135,7 @@ class Passage(Struct, frozen=True, kw_only=True):
     listens: str = ""
     exports: str = ""
     board: Board | None = None
+    tls: bool = False
 
     def heard_at(self, listens: str, exports: str) -> "Passage":
         """The same, of an instance that is awaited there."""
@@ -204,6 +206,11 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     epoch: int = 0
     saved: Saved | None = None
     other: Runtime | None = None
+
+    @property
+    def comes(self) -> bool:
+        """Whether its machine is still on its way to here."""
+        return self.passage is not None and self.passage.way == "in"
 
 
 _WHERE: Final[Mapping[Way, str]] = {

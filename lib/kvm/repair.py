@@ -77,7 +77,7 @@ def _restore_host(ledger: Ledger, runtime: Runtime, body: Body) -> list[str]:
         device = runtime.devices.get(nic.id)
         if device is not None and device.tap in body.taps:
             try:
-                notices += _restore_tap(runtime, nic, device.tap, body)
+                notices += _restore_tap(runtime, nic, device.tap, body, comes=ledger.document.comes)
             except (DroverError, OSError) as error:
                 notices.append(f"{device.tap} is as it was: {error}")
     if runtime.cgroup and not (body.cgroup != "/" and runtime.cgroup.endswith(body.cgroup)):
@@ -93,7 +93,8 @@ def _restore_host(ledger: Ledger, runtime: Runtime, body: Body) -> list[str]:
     return notices
 
 
-def _restore_tap(runtime: Runtime, nic: Nic, name: str, body: Body) -> list[str]:
+def _restore_tap(runtime: Runtime, nic: Nic, name: str, body: Body, *, comes: bool) -> list[str]:
+    """:param comes: its machine is still to come, and its packets are not to come here before"""
     notices, tap = [], body.taps[name]
     if nic.mode in ("bridge", "ovs") and bridge_of(nic, name, tap) != nic.link:
         if nic.mode == "bridge":
@@ -103,7 +104,7 @@ def _restore_tap(runtime: Runtime, nic: Nic, name: str, body: Body) -> list[str]
         else:
             ovs.add_port(nic.link, name, nic.vlan, ovs.port_ids(nic, runtime.spec.uuid))
         notices.append(f"{name} was put back on {nic.link}")
-    if not tap.up:
+    if not tap.up and not comes:
         links.set_up(name)
         notices.append(f"{name} was switched on")
     return notices

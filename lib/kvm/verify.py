@@ -151,7 +151,7 @@ def _facts(host: Host, ledger: Ledger, found: Look) -> Iterator[Fact]:
         return
     assert found.body is not None
     yield from _board(ledger, runtime, found.machine)
-    yield from _devices(document.spec, runtime, found.machine, found.body)
+    yield from _devices(ledger, runtime, found.machine, found.body)
     yield from _leftovers(runtime, found.machine, found.body)
     for name in found.machine.given_up:
         kind = runtime.devices[name].kind if name in runtime.devices else "device"
@@ -232,8 +232,8 @@ def _board(ledger: Ledger, runtime: Runtime, machine: Machine) -> Iterator[Fact]
 # -- devices ----------------------------------------------------------------------------------------------------------
 
 
-def _devices(spec: Spec, runtime: Runtime, machine: Machine, body: Body) -> Iterator[Fact]:
-    now, has = runtime.spec, machine.devices
+def _devices(ledger: Ledger, runtime: Runtime, machine: Machine, body: Body) -> Iterator[Fact]:
+    spec, comes, now, has = ledger.document.spec, ledger.document.comes, runtime.spec, machine.devices
     for name in _both(spec.disks, now.disks):
         disk = _find(spec.disks, name), _find(now.disks, name)
         yield from _whole("disk", name, *disk, runtime, has.get(name), disk_driver)
@@ -241,7 +241,7 @@ def _devices(spec: Spec, runtime: Runtime, machine: Machine, body: Body) -> Iter
     for name in _both(spec.nics, now.nics):
         nic = _find(spec.nics, name), _find(now.nics, name)
         yield from _whole("nic", name, *nic, runtime, has.get(name), lambda nic: str(nic.model))
-        yield from _nic(f"nic {name}", *nic, runtime.devices.get(name), has.get(name), body)
+        yield from _nic(f"nic {name}", *nic, runtime.devices.get(name), has.get(name), body, comes=comes)
     for name in _both(spec.usb, now.usb):
         usb = _find(spec.usb, name), _find(now.usb, name)
         yield from _whole("usb", name, *usb, runtime, has.get(name), lambda usb: USB_DRIVERS[usb.type])
@@ -326,8 +326,9 @@ def _throttle_text(disk: Disk) -> str:
 
 
 def _nic(
-    what: str, wanted: Nic | None, now: Nic | None, recorded: Device | None, held: Held | None, body: Body
-) -> Iterator[Fact]:
+    what: str, wanted: Nic | None, now: Nic | None, recorded: Device | None, held: Held | None, body: Body, *,
+    comes: bool,
+) -> Iterator[Fact]:  # fmt: skip
     if now is None or held is None or recorded is None:
         return
     yield _fact(f"{what} netdev", record=now.id, qemu=held.netdev or NONE, remedy=NEXT_START)
@@ -335,7 +336,7 @@ def _nic(
     if not recorded.tap:
         return
     tap = body.taps.get(recorded.tap)
-    has = NONE if tap is None else recorded.tap if tap.up else f"{recorded.tap}, switched off"
+    has = NONE if tap is None else recorded.tap if tap.up or comes else f"{recorded.tap}, switched off"
     yield _fact(f"{what} tap", record=recorded.tap, qemu=has, remedy=NEXT_START if tap is None else SWITCH_ON)
     if tap is not None and now.mode in ("bridge", "ovs"):
         link = wanted.link if wanted else None

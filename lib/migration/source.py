@@ -91,7 +91,8 @@ class Departure:
     def set_out(self, epoch: int, other: str) -> None:
         """Write down that it is on its way, before anybody else does."""
         document = self.ledger.document
-        document.passage, document.epoch = Passage(way="out", epoch=epoch, other=other), epoch
+        document.passage = Passage(way="out", epoch=epoch, other=other, tls=self.theirs is not None)
+        document.epoch = epoch
         self.ledger.save()
 
     def console(self) -> bytes:

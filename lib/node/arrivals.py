@@ -77,6 +77,7 @@ class Coming:
             "epoch": self.it.epoch,
             "alarm": None if alarm is None else {"text": alarm.text, "command": alarm.command},
             "run_state": known.qemu.run,
+            "tls": passage is not None and passage.tls,
             "migration": {"status": known.qemu.status},
         }
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from drover.kvm import room
 from drover.kvm.handover import Settings
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
-from drover.kvm.record import Runtime
+from drover.kvm.record import Runtime, runtime_of
 from drover.kvm.spec import parse
 from drover.kvm.state import State
 from drover.kvm.taps import open_tap
 from instances import bare, bootable, say, temporary_node, wait_for_shell
 from machines import qemu_of
+from netns import Cable, Network
 from noded import Noded, running
 
 wait_for = partial(waiting.wait_for, timeout=60)
@@ -282,3 +284,31 @@ def test_by_the_daemons(node: Node, there: Node, tmp_path: Path) -> None:
             assert "Unspoken" not in side.log_path.read_text()
             assert "Unspoken" not in str(side.call("GET", "/v1/jobs"))
         other.do("kill", "a")
+
+
+def test_the_tap_of_one_that_comes_is_as_it_is_to_be(node: Node, there: Node) -> None:
+    """It is off until its machine is here: nothing to tell of, nor to repair. And whether it comes by TLS is told."""
+    with closing(Network()) as one, closing(Network()) as two:
+        cable = Cable(one, two)
+        for end in cable.ends:
+            end.ip("link add br0 type bridge")
+            end.ip("link set br0 up")
+        with one.entered():
+            vm = node.create(parse(bare("10.0", "a", nics=[{"mode": "bridge", "link": "br0"}])))
+            vm.start()
+        with two.entered():
+            arrival = there.accept(vm.parcel(), f"tcp:{cable.addresses[1]}:0", epoch=1, other="here")
+            arrived = there.instance("a")
+            tap = runtime_of(arrived.show().document).devices["nic0"].tap
+            for _ in range(2):
+                assert "DOWN" in two.ip(f"-brief link show dev {tap}").split()
+                differing = [fact.what for fact in arrived.verify().facts if fact.differs]
+                assert [what for what in differing if "nic0" in what] == []
+                arrived.repair()
+            assert arrived.going().tls is False
+        vm.send(f"tcp:{cable.addresses[1]}:{arrival.listens[0]['port']}", epoch=1, other="there")
+        wait_for(lambda: vm.going().migration.status == "pre-switchover")
+        with two.entered():
+            go(vm, arrived, 1)
+            assert arrived.verify().agrees
+            assert ",UP," in two.ip(f"-brief link show dev {tap}")

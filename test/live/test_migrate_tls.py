@@ -64,7 +64,9 @@ def test_it_goes_by_tls_and_back(pair: Pair, version: str) -> None:
     uuid = pair.here.daemon.rows()["a"]["uuid"]
     wait_for(lambda: bool(keys_of(pair.there, "a")))
     epoch = pair.here.daemon.call("GET", "/v1/instances/a/migration")[1]["epoch"]
-    assert pair.here.daemon.call("GET", "/v1/instances/a/migration")[1]["tls"] is True
+    for each in pair.both:
+        assert each.daemon.call("GET", "/v1/instances/a/migration")[1]["tls"] is True
+        assert each.daemon.call("GET", "/v1/instances/a")[1]["document"]["passage"]["tls"] is True
     assert armed(pair.here, "a") == {"tls-creds": "migration-tls", "tls-hostname": f"{epoch}.{uuid}.drover"}
     assert armed(pair.there, "a") == {"tls-creds": "migration-tls", "tls-authz": "migration-peer"}
     with qmp(pair.there, "a") as vm:
@@ -84,6 +86,7 @@ def test_it_goes_in_the_clear_where_that_is_wanted(pair: Pair) -> None:
     number = pair.begin("a", "memory", tls=False, **SLOWLY)
     assert armed(pair.here, "a") == {}
     assert has_none(pair.there, "a")
+    assert pair.there.daemon.call("GET", "/v1/instances/a/migration")[1]["tls"] is False
     assert ended(pair.here.daemon, number)["result"]["tls"] is False
     said = pair.there.root("migrate", "a", pair.here.address, "--no-tls")
     assert "it went in the clear" in said
