@@ -221,7 +221,13 @@ class Source(Side):
 
         await self._qemu.tell(lambda vm: vm.perform(copied))
         await self._watch_no_more()
-        self._disks_watch = asyncio.create_task(self._watch_disks(), name="watch of the disks")
+        self._watch_them()
+
+    def watch_over(self) -> None:
+        """The memory goes: see that the disks stay in step meanwhile, whoever brought them there. May be repeated."""
+        self._sent = True
+        if self._plan.mirrors and self._disks_watch is None:
+            self._watch_them()
 
     async def set_speed(self, rate: int) -> None:
         """Limit how fast disks are copied.
@@ -337,6 +343,9 @@ class Source(Side):
         """What each of those gets that run at once."""
         self._mirroring = running
         return {mirror.name: max(1, self._speed // len(running)) if self._speed else 0 for mirror in running}
+
+    def _watch_them(self) -> None:
+        self._disks_watch = asyncio.create_task(self._watch_disks(), name="watch of the disks")
 
     async def _watch_disks(self) -> None:
         """See that disks that are in step stay so: else the guest waits for its writes, and nobody says so."""

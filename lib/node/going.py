@@ -134,6 +134,7 @@ class Going:
             "rounds": view.rounds,
             "helped": self.pace.pulled,
             "alarms": self._alarms,
+            "notices": list(self.journey.notices),
             "tls": bool(self.journey.peer),
         }
         if qemu is not None:
@@ -192,6 +193,8 @@ class Going:
     def _told(self) -> None:
         """Take note of the step that it is at, and say in the list how it is."""
         step = self.driver.machine.step
+        if step is Step.MEMORY:
+            self.source.watch_over()
         if step is Step.SWITCHOVER and self._stood is None:
             self._stood = time.monotonic()
         if not self._steps or self._steps[-1][0] is not step:

@@ -14,7 +14,7 @@ from drover import QmpConnection
 from drover.errors import NbdRefused
 from drover.kvm.record import load
 from instances import bootable, say, temporary_node, wait_for_shell
-from pairs import AT_ONCE, Pair, ended, two_nodes
+from pairs import Pair, ended, two_nodes
 
 wait_for = partial(waiting.wait_for, timeout=60)
 MIB = 1 << 20
@@ -110,7 +110,7 @@ def test_a_disk_goes_along(apart: Pair, folder: Path, version: str) -> None:
     say(here, "dd if=/dev/urandom of=/dev/vda bs=1M count=24 conv=fsync 2>/dev/null")
     write = "echo $n | dd of=/dev/vda bs=4k seek=8000 conv=sync,notrunc,fsync 2>/dev/null && echo $n > /tmp/told"
     say(here, f"(n=0; while [ ! -e /tmp/enough ]; do n=$((n + 1)); {write}; done; touch /tmp/through) & true")
-    report = apart.move("a", copy_disks=True, **AT_ONCE[version])
+    report = apart.move("a", copy_disks=True)
     assert report["steps"].keys() >= {"storage", "memory", "switchover"}
     there = apart.there.node.instance("a")
     text = say(there, "touch /tmp/enough; while [ ! -e /tmp/through ]; do usleep 20000; done; sync; "
@@ -144,6 +144,34 @@ def test_a_disk_that_is_in_step_no_longer_ends_it_at_once(apart: Pair, folder: P
     assert "'move-data' failed" in told["error"]["message"]
     apart.runs_here_alone("a")
     assert "i-go-on" in say(here, "echo i-go-on")
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_so_it_does_where_the_next_daemon_goes_on(apart: Pair, folder: Path, version: str) -> None:
+    """Nobody has looked at the mirror since the one died that began it, and the other node lets go of the disk."""
+    image = folder / "disk.qcow2"
+    started(apart, version, image)
+    here = apart.here.node.instance("a")
+    say(here, "(while :; do echo x | dd of=/dev/vda bs=4k conv=sync,notrunc,fsync 2>/dev/null; done) & true")
+    number = apart.begin("a", "memory", copy_disks=True, bandwidth=MIB)
+    apart.here.daemon.kill()
+    apart.here.daemon.start()
+    wait_for(lambda: step(apart) == "memory")
+    with QmpConnection(apart.there.paths.instance("a").socket("people")) as vm:
+        (export,) = vm.execute("query-block-exports")
+        vm.execute("block-export-del", {"id": export["id"], "mode": "hard"})
+    told = ended(apart.here.daemon, number)
+    assert (told["state"], told["error"]["code"]) == ("failed", "migration-error"), told["error"]
+    assert "'move-data' failed" in told["error"]["message"]
+    apart.runs_here_alone("a")
+    assert "i-go-on" in say(here, "echo i-go-on")
+
+
+def step(pair: Pair) -> str:
+    """What the node that it leaves is at."""
+    _, told = pair.here.daemon.call("GET", "/v1/instances/a/migration")
+    found: str = told.get("progress", {}).get("step", "")
+    return found
 
 
 def test_cancelled_in_the_middle_nothing_of_it_stays(apart: Pair, folder: Path) -> None:
