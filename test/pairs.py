@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import waiting
 from instances import temporary_node
@@ -14,11 +14,6 @@ from noded import Noded, job, later
 from people import Member
 
 wait_for = partial(waiting.wait_for, timeout=60)
-
-
-# Without KVM it loses writes of the second round and later (QEMU's commit 03bfc2188f), and a busy guest hangs where it
-# arrives: all has to go while it stands still.
-AT_ONCE: Final[dict[str, dict[str, Any]]] = {"7.2": {"blackout": 60}, "10.0": {}}
 
 
 class Pair:

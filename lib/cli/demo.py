@@ -30,6 +30,7 @@ from drover.kvm.taps import Tap, open_tap
 from drover.monitor.connection import QmpConnection
 from drover.ops.disk import Disk
 from drover.ops.migration import MigrationInfo, Progress
+from drover.ops.migration_settings import ROUNDS_ARE_SOUND
 from drover.ops.nic import Nic
 from drover.testing.image import GuestImage, guest_image
 from drover.testing.machine import QEMU, Machine, MachineError
@@ -45,9 +46,6 @@ DIRTY_SIZE: Final = 16  # MiB
 # Bytes a second, half of QEMU's default: the first round takes over a second, after which QEMU tells a dirty rate.
 BANDWIDTH: Final = 64 * MIB
 DOWNTIME: Final = 30  # ms: what is left when the guest is stopped may take this long, so 2 MiB
-# Without KVM, QEMU before 9.0 forgets some of what the guest writes in the second round and later (its commit
-# 03bfc2188f), and the guest crashes at the target. With a limit of 0 it makes one round, then stops the guest.
-ROUNDS_ARE_SOUND: Final = (9, 0, 0)
 # Seconds. It takes 2 on an idle machine; a busy one without KVM takes its time.
 MIGRATION_TIMEOUT: Final = 120.0
 RESUME_TIMEOUT: Final = 10.0

@@ -111,6 +111,8 @@ def migrate(
     told: dict[str, Any] = Clerk(there, wait=not more["no_wait"]).call(
         "POST", f"/v1/instances/{name}/migrate", asked_for(node, **more)
     )
+    for text in told.get("notices", ()):
+        notice(text)
     for text in told["alarms"]:
         notice(f"on the way: {text}")
     answer(output, told_of(name, told), {"name": name, **told})
@@ -163,13 +165,14 @@ def _recover(there: Daemon, name: str, node: str | None, target_is_dead: bool, o
 def in_the_way(name: str, found: dict[str, Any]) -> str:
     """Whether it can go, for people."""
     blockers = found["blockers"]
+    notices = [f"But {harmless(text)}." for text in found["notices"]]
     if not blockers:
-        return f"{name} can go to {found['node']}: nothing is in the way."
+        return "\n".join([f"{name} can go to {found['node']}: nothing is in the way.", *notices])
     lines = [f"{name} cannot go to {found['node']}. In the way:"]
     for each in blockers:
         lines.append(f"- {harmless(each['what'])} ({each['code']}): {harmless(each['why'])}")
         lines.append(f"  What to do: {harmless(each['remedy'])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notices])
 
 
 def told_of(name: str, report: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..monitor.connection import QmpConnection
 from ..ops.migration import MigrationInfo, Progress
-from ..ops.migration_settings import UNLIMITED, USUAL_BANDWIDTH
+from ..ops.migration_settings import UNLIMITED, USUAL_BANDWIDTH, loses_writes
 from . import launch, room
 from .ending import QUIT_GRACE, end_other, end_process, log_tail, release_group, release_links
 from .handover import SOURCE, TARGET
@@ -47,8 +47,6 @@ _PATIENCE: Final = 60.0
 # Seconds for the rest once it stands still, when nothing has to be sent twice.
 _REST: Final = 600.0
 _TOLD: Final = 5.0  # seconds for an event that has happened
-# Under TCG, QEMU 7.2 does not see all that a guest writes while its memory is being sent.
-_BLIND_BEFORE: Final = (8, 0, 0)
 _MARK: Final = "b"
 
 
@@ -112,7 +110,7 @@ def upgrade(host: Host, ledger: Ledger, vm: QmpConnection, emulator: str = "") -
     try:
         new, notices = launch.start_beside(host, beside, parcel, "" if old.mark else _MARK)
         with new:
-            stood = _send(ledger, vm, new, blind=old.accelerator == "tcg" and old.version < _BLIND_BEFORE)
+            stood = _send(ledger, vm, new, blind=loses_writes(old.accelerator, old.version))
             runs, unconnected = _switch(ledger, new, paused)
     except BaseException as error:
         _undo(host, ledger, vm, error)

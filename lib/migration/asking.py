@@ -183,5 +183,6 @@ PATIENCE: Final[Mapping[State, int]] = {
     State.REJOIN: 1,  # then the other is to listen anew
 }
 USUAL_PATIENCE: Final = 3
+SLOW_SWITCH: Final = 10  # silences, of 5 min in all, where much of the memory goes over while the machine stands still
 
 

@@ -76,6 +76,7 @@ class Manner(Struct, frozen=True, kw_only=True):
     :ivar have: what the source is known to have
     :ivar copy: images that are not there may be copied
     :ivar deadline: seconds that it may take
+    :ivar once: all of the memory has to go in one round: see :func:`.loses_writes`
     """
 
     source: Settings = Settings()
@@ -85,6 +86,7 @@ class Manner(Struct, frozen=True, kw_only=True):
     have: Collection[Have] = ()
     copy: bool = False
     deadline: float = 0.0
+    once: bool = False
 
 
 def compare(need: Need, there: There, disks: Plan, manner: Manner) -> list[Blocker]:
@@ -93,6 +95,14 @@ def compare(need: Need, there: There, disks: Plan, manner: Manner) -> list[Block
     for look in _LOOKS:
         found += look(need, there, manner)
     return [*found, *_disks(disks, manner), *_caches(need, there, disks)]
+
+
+def losing(version: tuple[int, ...]) -> str:
+    """Say why all has to go in one round.
+
+    :param version: of the source's QEMU
+    """
+    return "without KVM, QEMU {}.{} loses what a guest writes after the first round".format(*version)
 
 
 def goes_along(disks: Plan) -> bool:
@@ -161,6 +171,9 @@ def _combination(need: Need, there: There, manner: Manner) -> Iterator[Blocker]:
         features, manner.transport, need.parcel.version[:2], version[:2], have=manner.have, others=others
     ):
         yield Blocker("combination", "migration", each.why, each.do)
+    if manner.once and Feature.BITMAPS in features:
+        why = f"{Feature.BITMAPS}: {losing(need.parcel.version)}, and with bitmaps to send it makes others"
+        yield Blocker("combination", "migration", why, "remove the bitmaps, or give it KVM, or QEMU 9.0 or later")
 
 
 def _disks(disks: Plan, manner: Manner) -> Iterator[Blocker]:

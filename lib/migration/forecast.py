@@ -128,6 +128,7 @@ class Setting(Struct, frozen=True):
     :ivar throttle: percent of the vCPUs' time that auto-converge may take
     :ivar dirty_limit: bytes a second that each vCPU may make dirty
     :ivar postcopy: the guest is to run on the target, and memory to follow
+    :ivar once: all goes in one round, and the guest stands still for what that has made dirty, however much
     """
 
     downtime: float
@@ -135,6 +136,7 @@ class Setting(Struct, frozen=True):
     throttle: int = 0
     dirty_limit: float = ENDLESS
     postcopy: bool = False
+    once: bool = False
 
 
 class Walk(NamedTuple):
@@ -173,6 +175,10 @@ def walk(
     """
     if setting.postcopy:
         return Walk(remaining / bandwidth, 0.0, True)
+    if setting.once:
+        took = remaining / bandwidth
+        left = dirtying.within(took + since, setting.throttle)
+        return Walk(took + left / bandwidth, left, True, took, left)
     threshold = bandwidth * setting.downtime
     seconds, first, after, left = 0.0, 0.0, remaining, remaining
     for number in range(ROUNDS):

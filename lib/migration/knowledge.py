@@ -32,6 +32,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     :ivar target: the process that will; it is named before it is started
     :ivar storage: it has disks that go along
     :ivar postcopy: it may be finished by postcopy; both sides have the capability on
+    :ivar slow: it may stand still for long at the switch, while much of its memory goes over
     """
 
     machine: str
@@ -39,6 +40,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     target: Owner
     storage: bool = False
     postcopy: bool = False
+    slow: bool = False
 
 
 class Knowledge:

@@ -20,7 +20,17 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from .alarms import alarm, lost
-from .asking import ASKS, EXPECTED, LONGEST_WAIT, PATIENCE, SWAPPING, USUAL_PATIENCE, USUAL_WAIT, WAIT
+from .asking import (
+    ASKS,
+    EXPECTED,
+    LONGEST_WAIT,
+    PATIENCE,
+    SLOW_SWITCH,
+    SWAPPING,
+    USUAL_PATIENCE,
+    USUAL_WAIT,
+    WAIT,
+)
 from .knowledge import Knowledge as K
 from .knowledge import Plan
 from .states import ENDS, STEP, State, Step
@@ -351,7 +361,8 @@ class Machine:
             elif self._raised is not None and STEP[to] is not Step.RECOVER:
                 self._raised = None
                 actions.append(Clear())
-            known.afresh(PATIENCE.get(to, USUAL_PATIENCE), EXPECTED.get(to))
+            slow = to is S.SWITCH and known.plan.slow
+            known.afresh(SLOW_SWITCH if slow else PATIENCE.get(to, USUAL_PATIENCE), EXPECTED.get(to))
             to = self._next()
         else:
             raise AssertionError(f"a circle in the table of moves, at {self.state}")

@@ -88,6 +88,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     :ivar granted: bytes a second that the link's budget grants now: what is reckoned with until it is measured; 0 if
         nobody knows
     :ivar link: bytes a second of the whole link: what the budget could grant at best
+    :ivar once: the source loses what is written in later rounds: there is to be one
     """
 
     wishes: Wishes = Wishes()
@@ -99,6 +100,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     overhead: float = 0.03
     granted: float = 0.0
     link: float = ENDLESS
+    once: bool = False
 
     @property
     def downtime(self) -> float:
@@ -116,6 +118,8 @@ def deadline(memory: float, to_copy: float = 0) -> float:
 
 
 def _longer(terms: Terms, now: Setting, _: float) -> Setting | None:
+    if now.once:
+        return None
     notches = (share * terms.downtime for share in DOWNTIMES)
     return next((replace(now, downtime=notch) for notch in notches if notch > now.downtime), None)
 
@@ -171,6 +175,8 @@ LEVERS: Final[Mapping[Means, Lever]] = {
     Means.DIRTY_LIMIT: Lever(_dirty_limit, "dirty-limit", armed={"vcpu-dirty-limit": UNLIMITED}, settles=3.0, rounds=3),
     Means.POSTCOPY: Lever(_postcopy, "postcopy-ram", Side.BOTH),
 }
+# Of use where there is but one round.
+_IN_ONE_ROUND: Final = (Means.BANDWIDTH, Means.POSTCOPY)
 # QEMU has one or the other.
 EXCLUSIVE: Final = (Means.AUTO_CONVERGE, Means.DIRTY_LIMIT)
 
@@ -192,7 +198,13 @@ def usable(wanted: Collection[Means], source: Collection[str], target: Collectio
 
 
 def agree(
-    wishes: Wishes, source: Collection[str], target: Collection[str], *, memory: float, to_copy: float = 0
+    wishes: Wishes,
+    source: Collection[str],
+    target: Collection[str],
+    *,
+    memory: float,
+    to_copy: float = 0,
+    once: bool = False,
 ) -> Terms:
     """Return the terms of a migration between two QEMUs; what else is known of it can be put in.
 
@@ -200,15 +212,17 @@ def agree(
     :param target: likewise
     :param memory: bytes of the guest's memory
     :param to_copy: bytes of its disks that are not shared
+    :param once: all of the memory has to go in one round
     """
     until = deadline(memory, to_copy) if wishes.deadline is None else wishes.deadline
-    return Terms(wishes=wishes, deadline=until, means=usable(wishes.means, source, target), memory=memory)
+    wanted = [means for means in wishes.means if not once or means in _IN_ONE_ROUND]
+    return Terms(wishes=wishes, deadline=until, means=usable(wanted, source, target), memory=memory, once=once)
 
 
 def first(terms: Terms) -> Setting:
     """Return where the levers stand at the beginning."""
     notch = DOWNTIMES[0] if Means.BLACKOUT in terms.means else 1.0
-    return Setting(notch * terms.downtime, terms.wishes.cap)
+    return Setting(notch * terms.downtime, terms.wishes.cap, once=terms.once)
 
 
 def pull(terms: Terms, now: Setting, bandwidth: float) -> tuple[Means, Setting] | None:
@@ -231,7 +245,7 @@ def arming(terms: Terms) -> tuple[dict[str, bool], dict[str, bool], dict[str, An
 
 def parameters(setting: Setting) -> dict[str, Any]:
     """Return the parameters that QEMU has with the levers so."""
-    told: dict[str, Any] = {"downtime-limit": int(setting.downtime * 1000)}
+    told: dict[str, Any] = {"downtime-limit": 0 if setting.once else int(setting.downtime * 1000)}
     if setting.cap < ENDLESS:
         told["max-bandwidth"] = int(setting.cap)
     if setting.throttle:

@@ -166,6 +166,15 @@ def _last_moment(terms: Terms, course: Course, outlook: Outlook) -> Move | None:
     return Move(Act.POSTCOPY, Means.POSTCOPY, replace(course.setting, postcopy=True))
 
 
+def _one_round(terms: Terms, course: Course, _: Outlook) -> Move | None:
+    """There is but one, and before its end nobody can tell for how long the guest then stands still."""
+    if not course.setting.once or Means.POSTCOPY not in terms.means:
+        return None
+    if SLOWER * _postcopy_takes(terms, course) > terms.deadline - RESERVE - course.seen.at:
+        return None  # it could not be ended at the deadline
+    return Move(Act.POSTCOPY, Means.POSTCOPY, replace(course.setting, postcopy=True))
+
+
 def _next_lever(terms: Terms, course: Course, outlook: Outlook) -> Move | None:
     """What was done has had its time, and it will not end."""
     if not sure(course) or course.seen.at < course.settled or course.seen.rounds < course.shown:
@@ -186,7 +195,7 @@ def _next_lever(terms: Terms, course: Course, outlook: Outlook) -> Move | None:
 
 RULES: Final[Mapping[Phase, Sequence[Rule]]] = {
     Phase.STORAGE: (_too_late, _dead_link, _hopeless),
-    Phase.MEMORY: (_too_late, _dead_link, _hopeless, _asked_for, _last_moment, _next_lever),
+    Phase.MEMORY: (_too_late, _dead_link, _hopeless, _asked_for, _one_round, _last_moment, _next_lever),
     # until the other side owns the machine there is a way back; whether there still is, the caller knows
     Phase.SWITCHOVER: (_too_late,),
     Phase.POSTCOPY: (),

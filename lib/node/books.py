@@ -38,6 +38,7 @@ class Journey(Struct, frozen=True, kw_only=True):
     :ivar began: Unix time
     :ivar peer: by TLS: whom the other side's certificate has to name; empty: all goes over in the clear
     :ivar setting: where the levers stand that were pulled so that it does; None: none was
+    :ivar notices: what is not as it was asked for, in words
     """
 
     plan: Plan
@@ -50,6 +51,7 @@ class Journey(Struct, frozen=True, kw_only=True):
     began: float
     peer: str = ""
     setting: Setting | None = None
+    notices: tuple[str, ...] = ()
 
 
 class Books:

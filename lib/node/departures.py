@@ -4,7 +4,7 @@ import asyncio
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, Final
@@ -25,7 +25,7 @@ from ..kvm.handover import Settings
 from ..kvm.parcel import Parcel
 from ..kvm.witness import witness
 from ..migration import storage
-from ..migration.checks import Manner, Need, There, compare, goes_along
+from ..migration.checks import Manner, Need, There, compare, goes_along, losing
 from ..migration.credentials import Halves, issue
 from ..migration.forecast import Setting
 from ..migration.knowledge import Plan
@@ -35,7 +35,7 @@ from ..migration.pace import View
 from ..migration.source import Departure
 from ..migration.states import State
 from ..migration.words import Begin, Confirmed, End, Result
-from ..ops.migration_settings import capabilities_of
+from ..ops.migration_settings import capabilities_of, loses_writes
 from ..store.owner import Owner
 from .along import agreed
 from .arrivals import run_of
@@ -52,6 +52,7 @@ from .work import Worker
 _LOOK: Final = 0.1  # s between two looks whether somebody wants it to end
 _WRITE_AGAIN: Final = 1.0  # s until an end that could not be written is written again
 _MENDABLE: Final = 30 * 86400.0  # s for which a postcopy that was cut can be mended: certificates hold so long
+_LONG: Final = 10.0  # s: who may stand still for longer is not asked why so soon
 _KILLED: Final = 30.0  # s until a machine that was killed in doubt is seen to have ended
 log = logging.getLogger("drover.migration")
 
@@ -64,6 +65,7 @@ class _Look(Struct, frozen=True, kw_only=True):
     :ivar terms: what may be done so that it comes to its end
     :ivar manner: how it is to go over
     :ivar blockers: what is in the way
+    :ivar notices: what is not as it was asked for, in words
     """
 
     there: There
@@ -71,6 +73,7 @@ class _Look(Struct, frozen=True, kw_only=True):
     terms: Terms
     manner: Manner
     blockers: tuple[Blocker, ...]
+    notices: tuple[str, ...]
 
 
 class Departures:
@@ -180,7 +183,9 @@ class Departures:
             found = self._look(params, departure)
         finally:
             departure.close()
-        return {"node": found.there.node, "blockers": to_builtins(found.blockers)}
+        return {
+            "node": found.there.node, "blockers": to_builtins(found.blockers), "notices": list(found.notices)
+        }  # fmt: skip
 
     def _plan(self, name: str, params: Move, departure: Departure) -> Journey:
         found = self._look(params, departure)
@@ -204,12 +209,15 @@ class Departures:
             ),
             storage=goes_along(found.disks),
             postcopy=Means.POSTCOPY in found.terms.means,
+            slow=found.terms.once or found.terms.wishes.blackout > _LONG,
         )
+        for notice in found.notices:
+            log.warning("%s: %s", name, notice, extra={"instance": name})
         halves = _keys(params, parcel, record.epoch + 1, found.terms)
         journey = Journey(
             plan=plan, to=[params.node], source=found.manner.source, target=found.manner.target, disks=found.disks,
             emulator=params.emulator, terms=found.terms, began=time.time(),
-            peer=halves.source.peer if halves is not None else "",
+            peer=halves.source.peer if halves is not None else "", notices=found.notices,
         )  # fmt: skip
         if halves is not None:
             departure.place(halves.source)
@@ -231,9 +239,13 @@ class Departures:
         disks = agreed(need.images, there.seen, daemon, shared=params.shared_disks)
         terms = _terms(params, departure, need, disks.size, there.fit.version)
         source, target = _with_bitmaps(disks, *_settings(params, terms))
-        manner = Manner(source=source, target=target, tls=params.tls, copy=params.copy_disks, deadline=terms.deadline)
+        manner = Manner(source=source, target=target, tls=params.tls, copy=params.copy_disks, deadline=terms.deadline,
+                        once=terms.once)  # fmt: skip
         blockers = compare(structs.replace(need, until=here.until), there, disks, manner)
-        return _Look(there=there, disks=disks, terms=terms, manner=manner, blockers=tuple(blockers))
+        notices = tuple(_notices(need, terms))
+        return _Look(
+            there=there, disks=disks, terms=terms, manner=manner, blockers=tuple(blockers), notices=notices
+        )  # fmt: skip
 
     def _of_none(self, name: str, departure: Departure) -> dict[str, Any]:
         passage = departure.ledger.document.passage
@@ -367,7 +379,17 @@ def _terms(
     )  # fmt: skip
     able = departure.capabilities
     theirs = able if there is None else able & capabilities_of(there[:2])
-    return agree(wishes, able, theirs, memory=need.parcel.spec.memory.size, to_copy=to_copy)
+    once = loses_writes(need.parcel.accelerator, need.parcel.version)
+    return agree(wishes, able, theirs, memory=need.parcel.spec.memory.size, to_copy=to_copy, once=once)
+
+
+def _notices(need: Need, terms: Terms) -> Iterator[str]:
+    """What is not as it was asked for."""
+    if terms.once:
+        yield (
+            f"{losing(need.parcel.version)}: so there is but one, and the guest stands still for all that it makes "
+            f"dirty in it, be that for longer than {terms.wishes.blackout * 1000:.0f} ms"
+        ) + ("; postcopy, which is allowed, begins at once" if Means.POSTCOPY in terms.means else "")
 
 
 def _keys(params: Move, parcel: Parcel, epoch: int, terms: Terms) -> Halves | None:

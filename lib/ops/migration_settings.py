@@ -11,6 +11,10 @@ Version = tuple[int, int]
 # Bytes a second: more than there is. 0 would be none at all on 7.2; and what QEMU takes where nothing is said.
 UNLIMITED: Final = 1 << 50
 USUAL_BANDWIDTH: Final = 128 << 20
+ROUNDS_ARE_SOUND: Final[Version] = (9, 0)
+"""Under TCG, QEMU before this does not see all that a guest writes in the second round over its memory and later, and
+does not send it (fixed by its commit 03bfc2188f). With a ``downtime-limit`` of 0 it makes one round, and the guest
+stops before it looks what that has made dirty."""
 
 
 class Side(Flag):
@@ -104,6 +108,15 @@ PARAMETERS: Final[Mapping[str, Setting]] = {
     "xbzrle-cache-size": Setting(_B, int, "bytes"),
     "zero-page-detection": Setting(_S, str, since=(9, 0)),
 }
+
+
+def loses_writes(accelerator: str, version: tuple[int, ...]) -> bool:
+    """Tell whether a source sends a whole machine only if the guest stands still after the first round.
+
+    :param accelerator: ``kvm`` or ``tcg``
+    :param version: of its QEMU
+    """
+    return accelerator == "tcg" and version < ROUNDS_ARE_SOUND
 
 
 def capabilities_of(version: Version) -> frozenset[str]:

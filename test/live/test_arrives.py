@@ -22,7 +22,7 @@ from drover.kvm.record import Runtime
 from drover.testing.agent_image import agent_image
 from instances import SHELL, Guest, bare, bootable
 from machines import qemu_of
-from pairs import AT_ONCE, Pair, ended, two_nodes
+from pairs import Pair, ended, two_nodes
 from people import Member
 from stream import Announcements, Stream
 from vnc import login
@@ -294,7 +294,7 @@ def test_no_packet_is_lost_beyond_the_blackout(pair: Pair, old: str, new: str) -
     with Announcements(here, "br0", MAC) as announced, Stream(here, "10.9.0.2", PAUSE) as stream:
         wait_for(lambda: len(stream.answered) > 100)
         announce = {"rounds": 3, "initial": 20, "step": 20}
-        asked = {"emulator": str(qemu_of(new)), "bandwidth": 32 * MIB, "announce": announce, **AT_ONCE[old]}
+        asked = {"emulator": str(qemu_of(new)), "bandwidth": 32 * MIB, "announce": announce}
         number = pair.begin("a", "memory", **asked)
         line = there.ip(f"-brief link show master br0 dev {tap}")
         assert "DOWN" in line.split()

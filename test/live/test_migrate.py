@@ -166,6 +166,7 @@ def test_it_is_finished_by_postcopy(pair: Pair, version: str) -> None:
     say(here, "word=it-is-me; helper dirty 300 160")
     report = pair.move("a", bandwidth=16 * MIB, means=["postcopy"], deadline=40)
     assert report["helped"] == ["postcopy"]
+    assert report["blackout_ms"] < 5000  # and not for all that it makes dirty, some 20 s
     assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
     wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
     assert pair.there.node.instance("a").show().document.runtime.uid  # type: ignore[union-attr]
@@ -206,3 +207,21 @@ def test_as_it_is_typed(pair: Pair) -> None:
     happened = here("events", "--kind", "instance").splitlines()
     steps = [line.rpartition(": ")[2] for line in happened if "it goes to b" in line]
     assert steps[:3] == ["plan", "prepare", "memory"]
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_no_write_is_lost_on_the_way(pair: Pair, version: str) -> None:
+    """A guest that writes to its memory all the while has all of that; of a QEMU that would lose it that is told."""
+    pair.here.daemon.create(bootable(version, "a"))
+    pair.here.daemon.do("start", "a")
+    here = pair.here.node.instance("a")
+    wait_for_shell(here)
+    say(here, "helper dirty 40 30")
+    found = pair.move("a", check=True)
+    assert found["blockers"] == []
+    told = [text for text in found["notices"] if "QEMU 7.2 loses what a guest writes" in text]
+    assert (found["notices"], len(told)) == (told, version == "7.2")
+    report = pair.move("a", bandwidth=48 * MIB)
+    assert report["notices"] == found["notices"]
+    assert (report["rounds"] <= 2) is (version == "7.2")
+    assert "it-is-well" in say(pair.there.node.instance("a"), "echo it-is-well")

@@ -165,3 +165,10 @@ def test_disks() -> None:
     assert compare(need(), there(seen=buffered), plan, manner()) == []
     plan = Plan(blockers=(DiskBlocker("d", "there is no room", "make some", "space"),))
     assert compare(need(), there(), plan, manner()) == [Blocker("space", "d", "there is no room", "make some")]
+
+
+def test_bitmaps_do_not_go_in_one_round() -> None:
+    """Of a source that loses what is written after the first."""
+    found = compare(need(), there(), Plan(), manner(source=setting("dirty-bitmaps"), once=True))
+    assert "loses what a guest writes after the first round" in only(found, "combination")
+    assert compare(need(), there(), Plan(), manner(source=setting("dirty-bitmaps"))) == []

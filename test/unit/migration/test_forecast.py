@@ -110,3 +110,12 @@ def test_a_throttle_that_is_still_to_come_takes_its_rounds() -> None:
 
 def test_what_has_no_end_is_written_as_a_number() -> None:
     assert Setting(0.2).cap == ENDLESS < float("inf")
+
+
+def test_one_round_and_what_it_makes_dirty() -> None:
+    guest = Dirtying(working=400 * MIB, rate=50 * MIB)
+    walked = walk(1000 * MIB, 0, 100 * MIB, Setting(0.3, once=True), guest)
+    assert walked.ends
+    assert walked.round == 10
+    assert walked.left == guest.within(10)
+    assert walked.seconds == pytest.approx(10 + walked.left / (100 * MIB))

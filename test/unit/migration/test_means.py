@@ -123,3 +123,12 @@ def test_terms_are_agreed_on() -> None:
     assert Means.POSTCOPY not in terms.means  # nobody asked for it
     assert agree(Wishes(deadline=30), ALL, ALL, memory=4 * GIB).deadline == 30
     assert deadline(0) == 60
+
+
+def test_where_there_is_one_round_levers_between_rounds_are_of_no_use() -> None:
+    able = ("auto-converge", "postcopy-ram")
+    terms = agree(Wishes(means=(*MEANS, Means.POSTCOPY)), able, able, memory=GIB, once=True)
+    assert terms.means == (Means.BANDWIDTH, Means.POSTCOPY)
+    source, _, told = arming(terms)
+    assert (source, told["downtime-limit"]) == ({"postcopy-ram": True}, 0)
+    assert [(means, setting.once) for means, setting in notches(terms)] == [(Means.POSTCOPY, True)]

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from drover.migration.course import Course, Look, Phase, begin
 from drover.migration.forecast import Round
-from drover.migration.means import LEVERS, MEANS, Means, Terms, Wishes
+from drover.migration.means import LEVERS, MEANS, Means, Terms, Wishes, parameters
 from drover.migration.outlook import RESERVE
 from drover.migration.policy import HOPELESS, STALLED, Act, Advice, Why, look
 from drover.ops.migration import MigrationInfo, RamProgress
@@ -255,3 +255,22 @@ def test_whatever_is_told_it_ends(steps: list[Look], means: list[Means]) -> None
         if seen.phase is not Phase.POSTCOPY and seen.at >= terms.deadline - RESERVE:
             assert advice.act is Act.GIVE_UP
     assert all(one.percent <= two.percent for one, two in pairwise(told))
+
+
+ONCE = replace(TERMS, means=(), once=True)
+
+
+def test_where_there_is_one_round_it_ends_with_it() -> None:
+    """Whatever the guest does: no lever is pulled, nothing is given up."""
+    course, told = play(ONCE, sending(GIB / LINK))
+    assert acts(told) == []
+    assert told[-1].converges
+    assert course.setting.once
+    assert parameters(course.setting) == {"downtime-limit": 0}
+
+
+def test_where_there_is_one_round_a_postcopy_that_is_wished_for_begins_in_it() -> None:
+    _, told = play(replace(ONCE, means=(Means.POSTCOPY,)), sending(GIB / LINK / 2))
+    assert [advice.act for advice in acts(told)] == [Act.POSTCOPY]
+    late = replace(ONCE, means=(Means.POSTCOPY,), deadline=8)
+    assert Act.POSTCOPY not in [advice.act for advice in play(late, sending(1))[1]]
