@@ -8,6 +8,7 @@ from msgspec import Struct
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
 from ..ops.counters import device_id
+from ..ops.inventory import QUERY_DEVICES, devices_among
 from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
@@ -50,7 +51,7 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
         return condition
     with process:
         try:
-            with dial(ledger.paths.socket("control"), timeout, process.pid) as vm:
+            with dial(ledger.paths.socket("control"), timeout) as vm:
                 condition.state, condition.detail = state_of(vm)
         except MonitorError as error:
             condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE
@@ -67,6 +68,12 @@ def state_of(vm: QmpConnection) -> tuple[State, str]:
     """What a QEMU that answers does, and more of it."""
     status = vm.query_status().status
     return _worded(status, failed_among(vm.query_block()) if state_named(status) is State.IO_ERROR else {})
+
+
+def first_look(vm: QmpConnection) -> tuple[State, dict[str, str]]:
+    """The same but for the words, and all devices that have an id, asked at once: QEMU takes its time to answer."""
+    status, entries = vm.execute_many([("query-status", None), QUERY_DEVICES])
+    return state_named(status["status"]), devices_among(entries)
 
 
 async def ask_state(vm: "AsyncQmpConnection") -> tuple[State, str]:

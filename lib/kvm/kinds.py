@@ -13,11 +13,13 @@ from msgspec import Struct, structs
 from ..errors import CommandError, DroverError, NotSupported
 from ..monitor.connection import QmpConnection
 from ..ops.chain import Layer
+from ..ops.topology import AskedBuses
 from ..qmp.ready import ready
 from . import net
 from .argv.board import memory_backend
 from .argv.devices import USB_DRIVERS, free_usb_port, usb_host
 from .argv.nics import user_backend
+from .argv.places import slot_of
 from .pins import pin_vcpus
 from .record import Device, Runtime
 from .spec import Disk, Nic, Spec, UsbDevice, VfioDevice
@@ -61,11 +63,24 @@ class Kind(ABC, Generic[D]):
     type: type[D]
 
     @abstractmethod
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: D, given: Sequence[int] = ()) -> None:
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: D,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> Device | None:
         """Plug it in: all of it, or nothing stays but what :meth:`clean` takes away.
 
         :param given: descriptors for it, which nobody but who asked can have
+        :param asked: the question for the PCI buses, where it was sent ahead
+        :returns: what :meth:`describe` would, where that is known
         """
+
+    def is_on_pci(self, wanted: D) -> bool:
+        """Whether a plug looks for a place on the PCI buses, and takes what was asked ahead."""
+        return False
 
     @abstractmethod
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
@@ -124,21 +139,33 @@ class _Listed(Kind[D]):
 class _Disks(_Listed[Disk]):
     name, type, field = "disk", Disk, "disks"
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Disk, given: Sequence[int] = ()) -> None:
+    def is_on_pci(self, wanted: Disk) -> bool:
+        return wanted.bus == "virtio-blk"
+
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: Disk,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> Device:
         """Plug it in, with a thread of its own where it wants one that is not there yet."""
         if wanted.cdrom or wanted.bus == "sata":
             raise NotSupported("a CD drive, or bus 'sata', in a machine that runs", by="QEMU")
         if wanted.iothread and wanted.iothread not in {thread.id for thread in vm.query_iothreads()}:
             vm.object_add("iothread", wanted.iothread)
-        vm.hot_add_disk(
+        added = vm.hot_add_disk(
             wanted.source, id=wanted.id, format=wanted.format or "raw",
             backing=[Layer(image.source, image.format) for image in wanted.backing],
             driver=wanted.bus, read_only=wanted.read_only, cache=wanted.cache, discard=wanted.discard,
             detect_zeroes=wanted.detect_zeroes, aio=wanted.aio, serial=wanted.serial or None,
-            werror=wanted.werror, rerror=wanted.rerror, iothread=wanted.iothread or None,
+            werror=wanted.werror, rerror=wanted.rerror, iothread=wanted.iothread or None, asked=asked,
         )  # fmt: skip
         if wanted.throttle is not None:
             vm.set_disk_throttle(wanted.id, wanted.throttle.limits)
+        addr = added.addr if wanted.bus == "virtio-scsi" else _short(added.addr)
+        return Device(kind=self.name, bus=added.bus, addr=addr)
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
         vm.hot_remove_disk(id, timeout=timeout)
@@ -164,8 +191,18 @@ class _Disks(_Listed[Disk]):
 class _Nics(_Listed[Nic]):
     name, type, field = "nic", Nic, "nics"
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Nic, given: Sequence[int] = ()) -> None:
-        plug_nic(vm, runtime, wanted, given=given)
+    def is_on_pci(self, wanted: Nic) -> bool:
+        return True
+
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: Nic,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> Device:
+        return plug_nic(vm, runtime, wanted, given=given, asked=asked)
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
         vm.hot_remove_nic(id, timeout=timeout)
@@ -183,7 +220,14 @@ class _Nics(_Listed[Nic]):
 class _Usb(_Listed[UsbDevice]):
     name, type, field = "usb", UsbDevice, "usb"
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: UsbDevice, given: Sequence[int] = ()) -> None:
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: UsbDevice,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> None:
         # QEMU would choose one, and tell nobody; and the other side of a migration has to have it there
         port = free_usb_port([device.addr for device in runtime.devices.values() if device.kind == self.name])
         vm.hot_add_usb(USB_DRIVERS[wanted.type], id=wanted.id, usb_port=port, options=usb_host(wanted))
@@ -199,7 +243,14 @@ class _Usb(_Listed[UsbDevice]):
 class _Vfio(_Listed[VfioDevice]):
     name, type, field = "vfio", VfioDevice, "vfio"
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: VfioDevice, given: Sequence[int] = ()) -> None:
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: VfioDevice,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> None:
         vm.hot_add_vfio(id=wanted.id, host=wanted.host or None, mediated=wanted.mediated or None, rom=wanted.rom)
 
     def unplug(self, vm: QmpConnection, id: str, timeout: float) -> None:
@@ -221,7 +272,14 @@ class Cpus(Kind[Cpu]):
     def __init__(self, even_under_tcg: bool = False) -> None:
         self._even_under_tcg = even_under_tcg
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Cpu, given: Sequence[int] = ()) -> None:
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: Cpu,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> None:
         """Plug it in, at the first place that is free, on the CPUs of the host that it is to run on."""
         vm.hot_add_cpu(id=wanted.id, even_under_tcg=self._even_under_tcg)
         pin_vcpus(vm, runtime.spec)
@@ -250,7 +308,14 @@ class Cpus(Kind[Cpu]):
 class _Memory(Kind[Memory]):
     name, type = "memory", Memory
 
-    def plug(self, vm: QmpConnection, runtime: Runtime, wanted: Memory, given: Sequence[int] = ()) -> None:
+    def plug(
+        self,
+        vm: QmpConnection,
+        runtime: Runtime,
+        wanted: Memory,
+        given: Sequence[int] = (),
+        asked: AskedBuses | None = None,
+    ) -> None:
         backend, options = memory_backend(runtime.spec.memory)
         if wanted.type == "dimm":
             vm.hot_add_dimm(id=wanted.id, size=wanted.size, backend=backend, options=options)
@@ -305,27 +370,38 @@ KINDS: Final[dict[str, Kind[Any]]] = {kind.name: kind for kind in (DISK, NIC, US
 
 
 def plug_nic(
-    vm: QmpConnection, runtime: Runtime, nic: Nic, *, given: Sequence[int] = (), bus: str = "", addr: str = ""
-) -> None:
+    vm: QmpConnection,
+    runtime: Runtime,
+    nic: Nic,
+    *,
+    given: Sequence[int] = (),
+    bus: str = "",
+    addr: str = "",
+    asked: AskedBuses | None = None,
+) -> Device:
     """Plug a network card in, and make what it stands on.
 
     :param given: mode ``fd``: descriptors of a tap; they stay yours to close
     :param bus: where to, and `addr` on it; empty is the first place that is free
+    :param asked: the question for the PCI buses, where it was sent ahead
+    :returns: it, and where it is
     """
-    spec = runtime.spec
+    spec, name = runtime.spec, ""
     how: dict[str, Any] = {"mac": nic.mac, "model": nic.model, "bus": bus or None, "addr": addr or None}
+    how["asked"] = asked
     # as on a command line: what is not booted from needs no ROM, whose size two nodes would have to agree on
     how["options"] = {"romfile": ""} if nic.boot_index is None else {}
     if nic.mtu and nic.model == "virtio-net-pci":
         how["options"]["host_mtu"] = nic.mtu
     if nic.mode == "user":
-        vm.hot_add_nic(nic.id, backend=user_backend(nic), **how)
+        added = vm.hot_add_nic(nic.id, backend=user_backend(nic), **how)
     else:
         name = tap_of(runtime, nic.id)
         with net.plug(nic, spec.name, uuid=spec.uuid, index=_index(spec, nic), name=name, given=given) as plugged:
-            vm.hot_add_nic(nic.id, tap_fds=plugged.tap_fds, vhost_fds=plugged.vhost_fds, **how)
+            added = vm.hot_add_nic(nic.id, tap_fds=plugged.tap_fds, vhost_fds=plugged.vhost_fds, **how)
     if nic.link_state == "down":
         vm.set_link(nic.id, up=False)
+    return Device(kind=NIC.name, bus=added.bus, addr=_short(added.addr), tap=name if nic.on_tap else "")
 
 
 def tap_of(runtime: Runtime, id: str) -> str:
@@ -364,6 +440,11 @@ def release_nic(runtime: Runtime, nic: Nic) -> list[str]:
 
 def _index(spec: Spec, nic: Nic) -> int:
     return next((number for number, other in enumerate(spec.nics) if other.id == nic.id), len(spec.nics))
+
+
+def _short(addr: str) -> str:
+    """A slot and function as the record has them, without a zero in front."""
+    return f"{slot_of(addr):x}.0"
 
 
 def _bus(vm: QmpConnection, id: str) -> str:

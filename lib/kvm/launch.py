@@ -326,9 +326,7 @@ def _greeted(ledger: Ledger) -> QmpConnection:
 
     :raises StartFailed: it ended instead
     """
-    runtime = ledger.document.runtime
-    pid = runtime.pid if runtime is not None else None
-    vm = QmpConnection(ledger.paths.socket("control"), timeout=GREETING_TIMEOUT, pid=pid)
+    vm = QmpConnection(ledger.paths.socket("control"), timeout=GREETING_TIMEOUT)
     try:
         vm.connect()
     except MonitorError as error:

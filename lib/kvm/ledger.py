@@ -31,13 +31,14 @@ class Ledger:
         """The instance's."""
         return self.paths.name
 
-    def begin(self, operation: str, **arguments: Any) -> None:
+    def begin(self, operation: str, *, lasting: bool = True, **arguments: Any) -> None:
         """Write down what is about to be changed, before anything is.
 
+        :param lasting: see :func:`.record.save`; not, where all that is to be mended ends with the host
         :param arguments: what whoever finds it unfinished needs to know; JSON values
         """
         self.document.pending = Intent(operation=operation, arguments=arguments, since=time.time())
-        self.save()
+        save(self.paths.document, self.document, lasting=lasting)
         witness().step(operation)
 
     def step(self, step: str, **arguments: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
-from .condition import state_of
+from .condition import first_look
 from .ending import QUIT_GRACE, conclude, end_process, is_over, running, why_it_ended
 from .ends import Stop
 from .host import Host
@@ -60,11 +60,11 @@ def attach(
         return _ended(host, ledger, told), None
     with process:
         try:
-            vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout, process.pid))
-            state, _ = state_of(vm)
+            vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout))
+            state, devices = first_look(vm)
             if state in ENDED_BY_GUEST:
                 return collect(host, ledger, vm, state), None
-            notices = _go_on(host, ledger, vm, state)
+            notices = _go_on(host, ledger, vm, state, devices)
             return notices, vm if _runs(ledger) else None
         except MonitorError as error:
             if not is_over(process, error, min(timeout, QUIT_GRACE)):
@@ -128,8 +128,8 @@ def _forget_keys(ledger: Ledger, vm: QmpConnection) -> list[str]:
     return ["the keys of a migration that is over were left, and are removed"]
 
 
-def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[str]:
-    """The machine is there: complete what was begun with it, or undo it."""
+def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State, devices: dict[str, str]) -> list[str]:
+    """The machine is there, with these devices: complete what was begun with it, or undo it."""
     document, pending = ledger.document, ledger.document.pending
     if document.runtime is None:
         return []
@@ -139,7 +139,7 @@ def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State) -> list[
         return mend_restore(host, ledger, vm)
     if pending is not None and pending.operation == UPGRADE:
         return mend_upgrade(host, ledger, vm)
-    notices = [*mend_plugs(ledger, vm), *_forget_keys(ledger, vm)]
+    notices = [*mend_plugs(ledger, vm, devices), *_forget_keys(ledger, vm)]
     if document.pending is None or pending is None:
         return notices
     if pending.operation == "start":

@@ -12,12 +12,13 @@ from msgspec import convert, json, to_builtins
 
 from ..errors import CommandError, DeviceNotFound, DroverError, HotplugError, MonitorError, NotSupported
 from ..monitor.connection import QmpConnection
+from ..ops.topology import ask_pci_buses
 from ..ops.unplug import UNPLUG_TIMEOUT
 from .changes import BACKEND, CHANGES, UNPLUGGING, finish_change
 from .kinds import KINDS, MEMORY, NIC, Kind
 from .ledger import Ledger
 from .record import Device, Runtime, runtime_of
-from .spec import Spec, completed, dump, parse
+from .spec import Spec, completed, dump, extended, parse
 from .view import check_visible
 
 _ADD: Final = "add-"
@@ -31,9 +32,8 @@ def one_more(ledger: Ledger, field: str, fields: dict[str, Any]) -> Any:
     :raises SpecError: its fields are wrong, or do not go with the other devices'
     :raises ArgumentError: its QEMU runs in a root directory without something that the device needs
     """
-    document = json.decode(dump(runtime_of(ledger.document).spec))
-    document[field] = [*document.get(field, ()), fields]
-    device = getattr(_checked(document), field)[-1]
+    spec = completed(extended(runtime_of(ledger.document).spec, field, fields))
+    device = getattr(spec, field)[-1]
     check_visible(runtime_of(ledger.document), device)
     return device
 
@@ -60,12 +60,15 @@ def add(ledger: Ledger, vm: QmpConnection, kind: Kind[Any], wanted: Any, given: 
 
     :param given: descriptors for it
     """
-    ledger.begin(_ADD + kind.name, id=wanted.id, device=to_builtins(wanted))
+    asked = vm.perform(ask_pci_buses) if kind.is_on_pci(wanted) else None  # which QEMU answers while we write
+    ledger.begin(_ADD + kind.name, lasting=False, id=wanted.id, device=to_builtins(wanted))
     try:
-        kind.plug(vm, runtime_of(ledger.document), wanted, given)
+        device = kind.plug(vm, runtime_of(ledger.document), wanted, given, asked)
     except (DroverError, OSError) as error:
         settle(ledger, vm, error)
-    settle(ledger, vm)
+        raise
+    _note(ledger, vm, kind, wanted, device)
+    ledger.commit()
 
 
 def remove(ledger: Ledger, vm: QmpConnection, kind: Kind[Any], id: str, timeout: float) -> None:
@@ -117,7 +120,7 @@ def settle(ledger: Ledger, vm: QmpConnection, error: Exception | None = None) ->
     Where QEMU no longer answers, the intent stays for whoever comes next.
     """
     try:
-        finish_plugs(ledger, vm)
+        finish_plugs(ledger, vm, vm.query_devices())
     except (MonitorError, CommandError, HotplugError) as failure:
         if error is None:
             raise
@@ -126,10 +129,12 @@ def settle(ledger: Ledger, vm: QmpConnection, error: Exception | None = None) ->
         raise error
 
 
-def mend_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
+def mend_plugs(ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> list[str]:
     """Finish what somebody else began who is no more. See :func:`finish_plugs`.
 
     The guest may just be letting go of a device, or was not asked yet: it is asked once more, and waited for.
+
+    :param there: the devices that QEMU has
     """
     pending, notices = ledger.document.pending, list[str]()
     operation = pending.operation if pending else ""
@@ -139,21 +144,23 @@ def mend_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
     if removal is not None and pending is not None:
         name = str(pending.arguments["id"])
         try:
-            if name in vm.query_devices():
+            if name in there:
                 removal.unplug(vm, name, UNPLUG_TIMEOUT)
         except (CommandError, HotplugError, NotSupported) as error:
             notices.append(f"{name} is still plugged in: {error}")
             runtime_of(ledger.document).devices[name].stays = operation == BACKEND
-    return [*notices, *finish_plugs(ledger, vm)]
+        there = vm.query_devices()
+    return [*notices, *finish_plugs(ledger, vm, there)]
 
 
-def finish_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
+def finish_plugs(ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> list[str]:
     """Bring devices and document together, by what QEMU has. Idempotent.
 
+    :param there: the devices that QEMU has
     :returns: what was done, in words
     """
     runtime, pending = runtime_of(ledger.document), ledger.document.pending
-    there, notices = vm.query_devices(), list[str]()
+    notices = list[str]()
     operation = pending.operation if pending else ""
     kind = KINDS.get(operation.removeprefix(_ADD).removeprefix(_REMOVE))
     if kind is not None and operation.startswith(_ADD) and pending is not None:
@@ -175,14 +182,19 @@ def finish_plugs(ledger: Ledger, vm: QmpConnection) -> list[str]:
 
 
 def _finish_add(ledger: Ledger, vm: QmpConnection, there: dict[str, str], kind: Kind[Any], wanted: Any) -> str:
-    runtime = runtime_of(ledger.document)
     if wanted.id in there:
-        device = kind.describe(vm, runtime, wanted)
-        runtime.devices[wanted.id] = device
-        ledger.change_specs(lambda spec: kind.added(spec, wanted, device))
+        _note(ledger, vm, kind, wanted)
         return f"{wanted.id} was added"
-    kind.clean(vm, runtime, wanted)
+    kind.clean(vm, runtime_of(ledger.document), wanted)
     return f"{wanted.id} was not added, and nothing of it is left"
+
+
+def _note(ledger: Ledger, vm: QmpConnection, kind: Kind[Any], wanted: Any, device: Device | None = None) -> None:
+    """Put a device that is plugged in into the document; QEMU is asked where it is, unless that is known."""
+    runtime = runtime_of(ledger.document)
+    known = device or kind.describe(vm, runtime, wanted)
+    runtime.devices[wanted.id] = known
+    ledger.change_specs(lambda spec: kind.added(spec, wanted, known))
 
 
 def _forget(ledger: Ledger, vm: QmpConnection, runtime: Runtime, id: str) -> list[str]:

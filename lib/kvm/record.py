@@ -275,18 +275,22 @@ def load(path: Path) -> Document:
         raise RecordError(str(path), f"it cannot be read: {error}") from error
 
 
-def save(path: Path, document: Document) -> None:
+def save(path: Path, document: Document, *, lasting: bool = True) -> None:
     """Write a document: wholly, and so that it survives a crash of the host, or not at all.
 
+    :param lasting: if not: after a crash of the host it may be the one before, whole; any process sees it at once
     :raises OSError: it could not be written; the old one is untouched
     """
     # the schema is always said, though it is the default
     data = msgspec.json.format(msgspec.json.encode({"schema": SCHEMA} | msgspec.to_builtins(document)), indent=1)
-    replace(path, data)
+    replace(path, data, lasting=lasting)
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Put a file in the place of another one, durably, readable by us alone."""
+def replace(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Put a file in the place of another one, durably, readable by us alone.
+
+    :param lasting: if not, a crash of the host may bring the other one back
+    """
     new = path.with_name(f".{path.name}.new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -299,7 +303,8 @@ def replace(path: Path, data: bytes) -> None:
     finally:
         os.close(fd)
     os.rename(new, path)
-    sync_folder(path.parent)
+    if lasting:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 A disk has one id for its device and its topmost block node, as in Ganeti.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -12,11 +12,11 @@ from msgspec import Struct
 from ..errors import ArgumentError, CommandError, HotplugError
 from . import image
 from .chain import Layer
-from .inventory import PERIPHERAL, query_block_nodes, query_iothreads
+from .inventory import PERIPHERAL, QUERY_NODES, query_block_nodes, query_iothreads
 from .port import Port
 from .slots import pci_place, scsi_place
 from .storage import Source, Storage, find_top, opened, remove_nodes
-from .topology import find_scsi_bus, query_pci_buses, query_scsi_units
+from .topology import AskedBuses, find_scsi_bus, query_pci_buses, query_scsi_units
 from .undo import Undo
 from .unplug import UNDO_TIMEOUT, UNPLUG_TIMEOUT, unplug
 
@@ -60,6 +60,7 @@ async def hot_add_disk(
     bus: str | None = None,
     addr: str | None = None,
     options: dict[str, Any] | None = None,
+    asked: AskedBuses | None = None,
 ) -> Disk:
     """Plug an image into the running machine as a disk.
 
@@ -86,6 +87,7 @@ async def hot_add_disk(
     :param addr: PCI slot on `bus`, such as ``05``; or SCSI target and LUN, such as ``3:5``; None for the first that
         is free
     :param options: more properties of the device, as JSON values
+    :param asked: what :func:`~drover.ops.topology.ask_pci_buses` has asked ahead, for virtio-blk
     :returns: what was plugged and where
     :raises ArgumentError: an argument or an image is wrong; nothing was touched
     :raises OSError: an image cannot be opened; nothing was touched
@@ -109,15 +111,16 @@ async def hot_add_disk(
     device |= {name: value for name, value in chosen.items() if value is not None}
     await _check(port, driver, device)
     with port.reservations.name(id):
-        async with _place(port, id, driver, bus, addr) as place, opened(port, storage) as ready:
+        async with _place(port, id, driver, bus, addr, asked) as place, opened(port, storage) as ready:
             async with Undo(port) as undo:
                 await ready.add(undo, id)
-                await undo.step(
+                plugged = undo.send(
                     "device_add",
                     place.properties | device | (options or {}),
                     undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT),
                 )
-                size = await _size(port, id)
+                _, nodes = await undo.results(plugged, undo.send(*QUERY_NODES))
+                size = _size_among(nodes, id)
                 undo.keep()
     return Disk(id=id, bus=place.bus, addr=place.addr, size=size)
 
@@ -142,10 +145,12 @@ class _Place(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def _place(port: Port, id: str, driver: str, bus: str | None, addr: str | None) -> AsyncIterator[_Place]:
-    ticket = port.reservations.ticket()
+async def _place(
+    port: Port, id: str, driver: str, bus: str | None, addr: str | None, asked: AskedBuses | None
+) -> AsyncIterator[_Place]:
+    ticket = port.reservations.ticket() if asked is None else asked.ticket
     if driver == "virtio-blk":
-        buses = await query_pci_buses(port)
+        buses = await query_pci_buses(port, asked)
         with pci_place(port.reservations, ticket, buses, id, bus, addr) as slot:
             yield _Place(slot.bus, slot.addr, {"driver": "virtio-blk-pci", "bus": slot.bus, "addr": slot.addr})
         return
@@ -157,7 +162,11 @@ async def _place(port: Port, id: str, driver: str, bus: str | None, addr: str | 
 
 
 async def _size(port: Port, node: str) -> int:
-    for info in await query_block_nodes(port):
+    return _size_among(await query_block_nodes(port), node)
+
+
+def _size_among(nodes: Sequence[Mapping[str, Any]], node: str) -> int:
+    for info in nodes:
         if info["node-name"] == node:
             size: int = info["image"]["virtual-size"]
             return size

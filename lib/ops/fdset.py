@@ -1,12 +1,17 @@
 """A descriptor of ours goes to QEMU, which names it ``/dev/fdset/N`` where it takes a file name."""
 
 import os
+import secrets
 from collections.abc import Collection
-from typing import Self
+from typing import Final, Self
 
+from ..qmp.life import Call
 from . import image
 from .port import Port
 from .undo import Revert, Undo
+
+# Numbers of sets that we choose: QEMU's own begin with 0, and are C's ints.
+_CHOSEN_BITS: Final = 30
 
 
 class Held:
@@ -50,6 +55,22 @@ async def add_fd(undo: Undo, held: Held, id: str) -> int:
     held.close()
     fdset: int = added["fdset-id"]
     return fdset
+
+
+def send_fd(undo: Undo, held: Held, id: str) -> tuple[Call, int]:
+    """The same, without waiting: what uses the set may be sent right behind it.
+
+    The number is drawn by lot. Where somebody had the same one, QEMU would still take the last descriptor of that set.
+
+    :param id: what it is for
+    :returns: the command, and the number of the set
+    """
+    fdset = (1 << _CHOSEN_BITS) + secrets.randbits(_CHOSEN_BITS)
+    way_back = Revert("remove-fd", {"fdset-id": fdset}, may_be_gone=True)
+    call = undo.send("add-fd", {"fdset-id": fdset, "opaque": opaque_of(id)}, fd=held.fd, undo=way_back)
+    if call.sent:
+        held.close()
+    return call, fdset
 
 
 async def add_file(port: Port, undo: Undo, held: Held, node: str, id: str, *, read_only: bool) -> None:

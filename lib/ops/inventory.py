@@ -1,5 +1,6 @@
 """What a machine consists of, asked of QEMU itself."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, convert
@@ -9,6 +10,10 @@ from .port import Port
 
 # Where QOM keeps devices that were given an id.
 PERIPHERAL: Final = "/machine/peripheral"
+# The question for all block nodes, backing images not repeated inside of each.
+QUERY_NODES: Final = ("query-named-block-nodes", {"flat": True})
+# The question for all devices that have an id.
+QUERY_DEVICES: Final = ("qom-list", {"path": PERIPHERAL})
 
 
 class CpuInfo(Struct, frozen=True, rename="kebab"):
@@ -109,7 +114,7 @@ async def query_block(port: Port) -> list[dict[str, Any]]:
 
 async def query_block_nodes(port: Port) -> list[dict[str, Any]]:
     """Return all block nodes, backing images not repeated inside of each (``query-named-block-nodes``)."""
-    nodes: list[dict[str, Any]] = await port.execute("query-named-block-nodes", {"flat": True})
+    nodes: list[dict[str, Any]] = await port.execute(*QUERY_NODES)
     return nodes
 
 
@@ -131,7 +136,11 @@ async def query_memory_devices(port: Port) -> list[dict[str, Any]]:
 
 async def query_devices(port: Port) -> dict[str, str]:
     """Return all devices that have an id, and the driver of each (``qom-list``)."""
-    entries = await port.execute("qom-list", {"path": PERIPHERAL})
+    return devices_among(await port.execute(*QUERY_DEVICES))
+
+
+def devices_among(entries: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The devices, and the driver of each, by what QEMU answers to :data:`QUERY_DEVICES`."""
     children = {entry["name"]: entry["type"] for entry in entries if entry["type"].startswith("child<")}
     return {name: kind.removeprefix("child<").removesuffix(">") for name, kind in children.items()}
 

@@ -10,11 +10,12 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..errors import ArgumentError, CommandError, HotplugError
+from ..qmp.life import Call
 from .inventory import PERIPHERAL
 from .migration_settings import get_migration_parameters
 from .port import Port
 from .slots import Place, pci_place
-from .topology import query_pci_buses
+from .topology import AskedBuses, query_pci_buses
 from .undo import Revert, Undo
 from .unplug import UNDO_TIMEOUT, UNPLUG_TIMEOUT, unplug
 
@@ -81,6 +82,7 @@ async def hot_add_nic(
     bus: str | None = None,
     addr: str | None = None,
     options: dict[str, Any] | None = None,
+    asked: AskedBuses | None = None,
 ) -> Nic:
     """Plug a NIC into the running machine: one that stands on tap devices, or on another back end.
 
@@ -95,6 +97,7 @@ async def hot_add_nic(
     :param bus: PCI bus; None for the first with a free slot
     :param addr: slot on `bus`, such as ``05``; None for the first that is free
     :param options: more properties of the device, as JSON values (``{"host_mtu": 9000}``)
+    :param asked: what :func:`~drover.ops.topology.ask_pci_buses` has asked ahead
     :returns: what was plugged and where
     :raises ArgumentError: an argument is wrong; nothing was touched
     :raises NoFreeSlot: no bus has room
@@ -103,34 +106,39 @@ async def hot_add_nic(
     _check(id, tap_fds, vhost_fds, mac, model, backend)
     queues = len(tap_fds) or 1
     with port.reservations.name(id):
-        ticket = port.reservations.ticket()
-        buses = await query_pci_buses(port)
+        ticket = port.reservations.ticket() if asked is None else asked.ticket
+        buses = await query_pci_buses(port, asked)
         with pci_place(port.reservations, ticket, buses, id, bus, addr) as place:
             async with Undo(port) as undo:
-                netdev = await _pass_taps(undo, id, tap_fds, vhost_fds) if backend is None else backend
-                await undo.step("netdev_add", {**netdev, "id": id}, undo=Revert("netdev_del", {"id": id}))
+                passed, netdev = _pass_taps(undo, id, tap_fds, vhost_fds) if backend is None else ([], backend)
+                made = undo.send("netdev_add", {**netdev, "id": id}, undo=Revert("netdev_del", {"id": id}))
+                await undo.results(*passed, made)
                 device = _device(id, model, place, mac, queues, options)
-                await undo.step("device_add", device, undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT))
-                actual = await port.execute("qom-get", {"path": f"{PERIPHERAL}/{id}", "property": "mac"})
+                plugged = undo.send("device_add", device, undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT))
+                told = undo.send("qom-get", {"path": f"{PERIPHERAL}/{id}", "property": "mac"})
+                _, actual = await undo.results(plugged, told)
                 undo.keep()
     return Nic(id=id, bus=place.bus, addr=place.addr, mac=actual, queues=queues)
 
 
-async def _pass_taps(undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int]) -> dict[str, Any]:
-    """Pass descriptors, and return the back end that stands on them."""
+def _pass_taps(
+    undo: Undo, id: str, tap_fds: Sequence[int], vhost_fds: Sequence[int]
+) -> tuple[list[Call], dict[str, Any]]:
+    """Pass descriptors; return the commands, and the back end that stands on them."""
+    calls = list[Call]()
     names: dict[str, list[str]] = {"fds": [], "vhostfds": []}
     for kind, fds in (("fds", tap_fds), ("vhostfds", vhost_fds)):
         for number, fd in enumerate(fds):
             name = f"{id}.{kind}{number}"
             # A netdev takes its descriptors out of the monitor, so they may be gone by then.
             close = Revert("closefd", {"fdname": name}, may_be_gone=True)
-            await undo.step("getfd", {"fdname": name}, fd=fd, undo=close)
+            calls.append(undo.send("getfd", {"fdname": name}, fd=fd, undo=close))
             names[kind].append(name)
     netdev: dict[str, Any] = {"type": "tap", "fds": ":".join(names["fds"])}
     if vhost_fds:
         # Without vhostforce QEMU 7.2 only warns when a vhost descriptor is no good, and then aborts over it.
         netdev |= {"vhost": True, "vhostforce": True, "vhostfds": ":".join(names["vhostfds"])}
-    return netdev
+    return calls, netdev
 
 
 def _device(

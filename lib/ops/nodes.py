@@ -14,11 +14,10 @@ from msgspec import Struct
 
 from ..errors import ArgumentError, NotSupported
 from .bitmaps import Bitmap, bitmaps_of
-from .inventory import PERIPHERAL, query_block_nodes
+from .inventory import PERIPHERAL, QUERY_NODES, query_block_nodes
 from .nbd import check_nbd_nodes
 from .port import Port
 
-_NODES: Final = ("query-named-block-nodes", {"flat": True})
 _GRAPH: Final = "x-debug-query-block-graph"
 # Formats whose header can name a backing file, which QEMU would open, and whose format it would probe.
 COW_FORMATS: Final = frozenset({"qcow", "qcow2", "qed", "vmdk"})
@@ -99,8 +98,9 @@ async def query_block_tree(port: Port) -> BlockTree:
 
     :raises NotSupported: this QEMU tells nothing of how its nodes hang together
     """
-    queries: list[tuple[str, dict[str, Any] | None]] = [_NODES, ("query-block", None), ("query-block-exports", None)]
-    told = (await port.schema()).has_result_member(_NODES[0], "children.child")
+    others = ("query-block", "query-block-exports")
+    queries: list[tuple[str, dict[str, Any] | None]] = [QUERY_NODES, *((name, None) for name in others)]
+    told = (await port.schema()).has_result_member(QUERY_NODES[0], "children.child")
     if not told:
         if _GRAPH not in await port.supported_commands():
             raise NotSupported("the tree of block nodes", "QEMU 4.0 or later")

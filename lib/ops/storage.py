@@ -20,9 +20,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..errors import ArgumentError, CommandError, NotSupported
+from ..qmp.life import Call
 from . import image
 from .chain import Chain, Layer, OpenImage, open_chain
-from .fdset import add_fd
+from .fdset import send_fd
 from .inventory import query_block_nodes
 from .nbd import Nbd, check_source, nbd_node, parse_nbd, shake_hands
 from .nic import check_id
@@ -122,7 +123,7 @@ class Ready:
 
     async def _add_image(self, undo: Undo, id: str, depth: int, opened: OpenImage) -> None:
         storage = self._storage
-        fdset = await add_fd(undo, opened.held, id)
+        added, fdset = send_fd(undo, opened.held, id)
         protocol, node = image.block_nodes(
             image.backing_node(id, depth),
             opened.format,
@@ -135,10 +136,13 @@ class Ready:
             detect_zeroes="off" if depth else storage.detect_zeroes,
             backing=image.backing_node(id, depth + 1) if depth < len(storage.backing) else None,
         )
-        await _add_node(undo, protocol)
-        # The file's node has a copy of its own by now; the set would only keep the image open.
-        await self._port.execute("remove-fd", {"fdset-id": fdset})
-        await _add_node(undo, node)
+        if opened.held.fd >= 0:  # it waits for its turn, and must be closed before QEMU uses its own
+            await undo.results(added)
+            opened.held.close()
+        # Each is refused where the one before it was. Once the file's node has a copy of its own, the set would only
+        # keep the image open.
+        calls = (_send_node(undo, protocol), undo.send("remove-fd", {"fdset-id": fdset}), _send_node(undo, node))
+        await undo.results(added, *calls)
 
 
 @asynccontextmanager
@@ -161,7 +165,11 @@ async def opened(port: Port, storage: Storage) -> AsyncIterator[Ready]:
 
 
 async def _add_node(undo: Undo, node: dict[str, Any]) -> None:
-    await undo.step("blockdev-add", node, undo=Revert("blockdev-del", {"node-name": node["node-name"]}))
+    await undo.results(_send_node(undo, node))
+
+
+def _send_node(undo: Undo, node: dict[str, Any]) -> Call:
+    return undo.send("blockdev-add", node, undo=Revert("blockdev-del", {"node-name": node["node-name"]}))
 
 
 # -- away again ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Which buses a machine has and what is taken on them, asked of the running QEMU."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..errors import ArgumentError, CommandError
+from ..qmp.life import Call
 from .inventory import PERIPHERAL, query_devices, query_pci
 from .port import Port
 from .slots import ROOTS, PciBus, enumerated, mark_used, pci_buses
@@ -15,13 +17,30 @@ _ROOT_PORTS = frozenset({"pcie-root-port", "ioh3420"})
 _SCSI_CONTROLLERS = frozenset({"virtio-scsi-pci", "virtio-scsi-pci-non-transitional", "virtio-scsi-pci-transitional"})
 
 
-async def query_pci_buses(port: Port) -> list[PciBus]:
+class AskedBuses(NamedTuple):
+    """The question for the PCI buses, sent ahead: QEMU answers while the caller does something else.
+
+    :ivar ticket: drawn from the port's reservations before it
+    """
+
+    ticket: int
+    call: Call
+
+
+async def ask_pci_buses(port: Port) -> AskedBuses:
+    """Send the question of :func:`query_pci_buses`, and do not wait; the answer is for one flow on this monitor."""
+    return AskedBuses(port.reservations.ticket(), port.submit("query-pci"))
+
+
+async def query_pci_buses(port: Port, asked: AskedBuses | None = None) -> list[PciBus]:
     """Return all PCI buses that take hotplug or could, and which of their slots are taken.
 
     While a machine is in its firmware ``query-pci`` shows nothing behind a bridge; then
     the devices are asked one by one where they are.
+
+    :param asked: the question, where it was sent ahead
     """
-    reply = await query_pci(port)
+    reply = await query_pci(port) if asked is None else await port.result(asked.call)
     buses = pci_buses(reply)
     if not enumerated(reply):
         mark_used(buses, await _places_of_devices(port, buses))

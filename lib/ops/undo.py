@@ -52,7 +52,7 @@ class Stays(DroverError):
 
 class _Step(NamedTuple):
     what: str
-    way: Way
+    way: Way | None
     call: Call | None = None
 
 
@@ -77,9 +77,26 @@ class Undo:
         :param undo: a :class:`Revert`, or a function of the command's result that gives one or a flow
         :returns: what the command returned
         """
+        return await self._port.result(self.send(command, arguments, undo=undo, fd=fd), timeout)
+
+    def send(
+        self, command: str, arguments: Arguments | None = None, *, undo: Way | None = None, fd: int | None = None
+    ) -> Call:
+        """The same, without waiting; see :meth:`results`. For what is refused, or does no harm, where one before is.
+
+        :param undo: None: there is nothing to take back
+        """
         call = self._port.submit(command, arguments, fd=fd)
         self._steps.append(_Step(command, undo, call))
-        return await self._port.result(call, timeout)
+        return call
+
+    async def results(self, *calls: Call) -> list[Any]:
+        """Wait for what was sent: all of it goes to QEMU and back once, and not each by itself.
+
+        :returns: what each returned
+        :raises CommandError: QEMU refused one: the first refusal
+        """
+        return [await self._port.result(call) for call in calls]
 
     def remember(self, what: str, way: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Something was done elsewhere than in QEMU: remember how to take it back.
@@ -108,13 +125,18 @@ class Undo:
                 await self._revert(step)
             except (HotplugError, Stays) as failure:
                 # The device still stands on what the earlier steps made: that must stay with it.
-                self._note(error, f"{failure}; kept: {', '.join(s.what for s in self._steps) or 'nothing'}")
+                kept = ", ".join(step.what for step in self._steps if step.way is not None)
+                self._note(error, f"{failure}; kept: {kept or 'nothing'}")
                 self._steps.clear()
             except (DroverError, OSError) as failure:
                 self._note(error, f"undo of {step.what} failed: {failure}")
 
     async def _revert(self, step: _Step) -> None:
         value = None
+        if step.way is None:
+            if step.call is not None:
+                self._port.abandon(step.call)
+            return
         if step.call is not None:
             if not step.call.done and not step.call.sent:
                 self._port.abandon(step.call)  # and so it never will be

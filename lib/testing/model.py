@@ -166,7 +166,7 @@ class QemuModel:
         return {}
 
     def _do_add_fd(self, given: Arguments) -> Arguments:
-        number = next(n for n in range(1000) if n not in self.fdsets)
+        number: int = given.get("fdset-id", next(n for n in range(1000) if n not in self.fdsets))
         self.fdsets[number] = given.get("opaque", "")
         return {"fdset-id": number, "fd": 100 + number}
 

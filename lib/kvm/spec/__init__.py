@@ -12,6 +12,7 @@ import tomllib
 from typing import Any
 
 from msgspec import UNSET, DecodeError, json, to_builtins
+from msgspec.structs import replace
 
 from ...errors import ArgumentError, Problem, SpecError
 from .checks import check, check_names
@@ -41,6 +42,7 @@ __all__ = [
     "dump",
     "public",
     "completed",
+    "extended",
     "MachineSpec",
     "CpuSpec",
     "LimitSpec",
@@ -89,7 +91,22 @@ def parse(document: Any) -> Spec:
     :raises SpecError: something in it is wrong; says all of it
     """
     reader = Reader()
-    spec = complete(reader.struct(Spec, document))
+    return _checked(reader, reader.struct(Spec, document))
+
+
+def extended(spec: Spec, field: str, fields: Any) -> Spec:
+    """A specification with one more entry in one of its lists: as if all of it was parsed anew, for less.
+
+    :param spec: that is complete
+    :param fields: of the entry, as plain values
+    :raises SpecError: something in it is wrong, or does not go with the rest; says all of it
+    """
+    reader, others = Reader(), getattr(spec, field)
+    return _checked(reader, replace(spec, **{field: (*others, reader.entry(Spec, field, len(others), fields))}))
+
+
+def _checked(reader: Reader, found: Spec) -> Spec:
+    spec = complete(found)
     # where a field is wrong already, its default would only be blamed for what it is not
     parts = [problem for problem in check(spec) if not reader.is_broken(problem.path, with_part=True)]
     names = [problem for problem in check_names(spec) if not reader.is_broken(problem.path, with_part=False)]

@@ -33,6 +33,17 @@ class Reader:
         found = self._read(kind, value, "")
         return cast(S, _blank(kind) if found is UNSET else found)
 
+    def entry(self, cls: type[Struct], field: str, index: int, value: Any) -> Any:
+        """One more entry of a list of structures.
+
+        :param field: of `cls`: the list
+        :param index: where in it the entry comes
+        """
+        fields = cast(inspect.StructType, _type_info(cls)).fields
+        kind = cast(inspect.VarTupleType, next(each.type for each in fields if each.name == field)).item_type
+        found = self._read(kind, value, f"{field}[{index}]")
+        return _blank(cast(inspect.StructType, kind)) if found is UNSET else found
+
     def is_broken(self, path: str, *, with_part: bool) -> bool:
         """Whether something is wrong with a field, or with another one of its part of the document."""
         parts = {path, path.rpartition(".")[0]} - {""} if with_part else {path}

@@ -1,10 +1,14 @@
 """The specification: what is read from a document, and what is said of one that is wrong."""
 
+import json
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
+from argv_cases import CASES, FOLDER, Case
 from drover.errors import ArgumentError, SpecError
-from drover.kvm.spec import Secret, Spec, completed, dump, load, parse
+from drover.kvm.spec import Secret, Spec, completed, dump, extended, load, parse
 from drover.kvm.spec.types import size_of
 
 WHOLE = """
@@ -411,3 +415,36 @@ def test_how_many_disks_a_controller_takes():
     assert "256 places" in problems(disks=[scsi] * 257)["disks[256].bus"]
     threads = [scsi | {"iothread": f"t{n}"} for n in range(4)]
     assert "3 threads" in problems(disks=threads)["disks[3].iothread"]
+
+
+MORE: dict[str, list[object]] = {
+    "disks": [
+        {"source": "/a", "format": "raw"},
+        {"id": "x", "source": "nbd://h/x", "bus": "virtio-scsi", "boot_index": 7},
+        {"id": "disk0", "source": "/a", "format": "raw"},
+        {"source": "", "format": "vmdk", "sauce": 1},
+        {"format": "raw"},
+        3,
+    ],
+    "nics": [{}, {"mode": "bridge"}, {"mode": "user", "mac": "01:00:00:00:00:00"}, {"id": "nic0", "mtu": -1}],
+    "usb": [{"type": "mouse"}, {"type": "cat"}],
+    "vfio": [{"host": "0000:3b:00.0"}, {"host": "x", "mediated": "y"}],
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_more_is_as_if_all_was_read_anew(case: Case) -> None:
+    spec = completed(load((FOLDER / f"{case.name}.toml").read_text(encoding="utf-8")))
+    for field, entries in MORE.items():
+        for fields in entries:
+            document = json.loads(dump(spec))
+            document[field] = [*document.get(field, ()), fields]
+            assert told(extended, spec, field, fields) == told(parse, document), fields
+
+
+def told(act: Callable[..., Spec], *args: object) -> object:
+    """What it gives, or what it says is wrong."""
+    try:
+        return act(*args)
+    except SpecError as error:
+        return error.problems
