@@ -15,7 +15,7 @@ from ..qmp.events import EventStream, Waitable
 from ..qmp.messages import Event
 from ..qmp.session import QmpSession
 from .base import EventTap, FacePort, QmpMonitor
-from .drive import drive
+from .drive import drive, suspended
 from .interrupt import interrupt_later
 from .life import Life, Waits
 from .link import Link, S
@@ -95,8 +95,12 @@ class BlockingLink(Link[S]):
             if self._closed:
                 wire.close()
         if ready and not self._closed:
-            self._take_in(data)
-            self._after_reading()
+            if data:
+                self.session.receive(data)
+            else:
+                self._take_in(data)
+            if self._followers or self.session.outbox or self.session.fault is not None:
+                self._after_reading()
         return ready
 
     def _follow(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
@@ -208,7 +212,13 @@ class BlockingLife(Life[S], BlockingFace):
     def _run(self, flow: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         if self._link is None or self._temporary or (self._reconnect is not None and self._is_lost()):
             return drive(self._ensured(flow, args, kwargs))
-        return drive(flow(self._port, *args, **kwargs))
+        run = flow(self._port, *args, **kwargs)
+        try:
+            run.send(None)  # as `drive` does, which would be one more call for each command
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        raise suspended(run)
 
     def __enter__(self) -> Self:
         self.connect()

@@ -18,5 +18,10 @@ def drive(flow: Coroutine[Any, Any, T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    raise suspended(flow)
+
+
+def suspended(flow: Coroutine[Any, Any, Any]) -> RuntimeError:
+    """End a flow that has suspended; the error for it."""
     flow.close()
-    raise RuntimeError("a flow awaited something other than its port")
+    return RuntimeError("a flow awaited something other than its port")

@@ -122,6 +122,9 @@ class Link(ABC, Generic[S]):
                 continue
             if not count:
                 return
+            if len(outbox) == 1:
+                self.session.sent(count)
+                continue
             while count:
                 part = min(count, len(outbox[0][0]))
                 self.session.sent(part)

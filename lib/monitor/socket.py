@@ -74,6 +74,9 @@ async def open_wire(
     :raises ConnectError: it can never work
     :raises ConnectTimeout: nobody listened in time
     """
+    place = endpoint_of(address)
+    if tls is None and isinstance(place, UnixAddress) and (found := _knock(place.path)) is not None:
+        return Wire(found)
     deadline = None if timeout is None else now() + timeout
 
     def left() -> float | None:
@@ -81,6 +84,7 @@ async def open_wire(
 
     sock = await _connected(address, timeout, left, pause, ready, longest or _LONGEST_PAUSE)
     try:
+        sock.setblocking(False)  # which tells, too, where somebody has closed it
         if tls is None:
             return Wire(sock)
         from .tls import secure  # the rest of us does without OpenSSL
@@ -92,6 +96,21 @@ async def open_wire(
         if isinstance(error, OSError) and not isinstance(error, MonitorTimeout):
             raise ConnectError(where, error.strerror or str(error)) from error  # such as a socket that is closed
         raise
+
+
+def _knock(path: str) -> socket.socket | None:
+    """Connect to a unix socket, if that is done at once, as it nearly always is: the long way has its price."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if not sock.connect_ex(path):
+            return sock
+    except OSError:
+        pass  # such as for a path that is too long: the long way says so
+    except BaseException:
+        sock.close()
+        raise
+    sock.close()
+    return None
 
 
 async def _connected(
@@ -157,9 +176,8 @@ async def dial_any(candidates: list[Candidate], left: Callable[[], float | None]
 
 async def _dial(candidate: Candidate, timeout: float | None, ready: Ready) -> socket.socket:
     family, address = candidate
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setblocking(False)
         failure = sock.connect_ex(address)
         if failure == errno.EINPROGRESS:
             done = await ready(sock.fileno(), select.POLLOUT, timeout)

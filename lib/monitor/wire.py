@@ -22,6 +22,9 @@ NOW: Final = socket.MSG_DONTWAIT
 # (seconds; two ticks of a slow one), for nearly all answers come sooner; what takes longer is polled for.
 # It must be short: Python begins a read anew after each signal, and so its bound.
 _QUICK: Final = 0.005
+# As a number: the property of that name makes an enumeration's member each time.
+_family_of: Final[Callable[[socket.socket], int]] = socket.SocketType.family.__get__
+_INTERNET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _QUICK_TIMEVAL: Final = struct.pack("@ll", 0, int(_QUICK * 1e6))
 
@@ -37,15 +40,23 @@ class Wire:
     fault: str | None = None
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _QUICK_TIMEVAL)
-        self._family = sock.family  # which makes an enumeration's member each time
-        if self._family in (socket.AF_INET, socket.AF_INET6):
+        if sock.gettimeout():
+            sock.setblocking(True)  # with a timeout, Python would wait before each call of the system
+        self._family: int = _family_of(sock)
+        if self._family in _INTERNET:
             # commands are small and each is waited for: Nagle's algorithm would only hold them back
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
+        self._may_block = False
+        self._poll: select.poll | None = None
+
+    @property
+    def _readable(self) -> "select.poll":
+        """What is polled for something to read; made when it is first needed, which it mostly is not."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return self._poll
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when closed."""
@@ -57,7 +68,7 @@ class Wire:
         :raises ArgumentError: this is no unix socket, or it is one with TLS on it
         """
         if self._family != socket.AF_UNIX:
-            raise ArgumentError("fd", self._family.name, "descriptors go only over a unix socket")
+            raise ArgumentError("fd", socket.AddressFamily(self._family).name, "descriptors go only over a unix socket")
 
     def send(self, data: bytes, fd: int | None = None) -> int:
         """Send what the socket takes now, and `fd` with its first byte; return how many bytes that were.
@@ -90,6 +101,8 @@ class Wire:
     def read(self, timeout: float | None) -> bytes | None:
         """Block until something is there, and read it: None after `timeout` seconds. For one thread at a time."""
         if timeout is None or timeout > _QUICK:
+            if not self._may_block:
+                self._let_block()
             started = time.monotonic()
             try:
                 return self._socket.recv(READ_SIZE)
@@ -100,6 +113,11 @@ class Wire:
             if timeout is not None:
                 timeout -= time.monotonic() - started
         return self.receive() if self._readable.poll(milliseconds(timeout)) else None
+
+    def _let_block(self) -> None:
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _QUICK_TIMEVAL)
+        self._may_block = True
 
     def wait_writable(self, timeout: float | None, or_readable: bool = False) -> bool:
         """Block until the socket takes more; False after `timeout` seconds."""

@@ -18,30 +18,31 @@ class LineFramer:
     """Collects bytes and hands out what is complete, up to the last line end.
 
     :param limit: longest line that is accepted, in bytes
+    :ivar rest: what is held of a line whose end has not come yet
     :ivar before: once a line was too long, the whole lines in front of it that came with it
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
         self.before = b""
-        self._rest = bytearray()
+        self.rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """Take `data` in and return all whole lines, with their ends; ``b""`` if there is none.
 
         :raises ProtocolError: a line is longer than the limit; :attr:`before` has those in front of it
         """
-        if not self._rest and data.endswith(b"\n") and len(data) <= self.limit:
+        if not self.rest and data.endswith(b"\n") and len(data) <= self.limit:
             return data
         end = data.rfind(b"\n") + 1
         if not end:
             self._keep(data)
             return b""
         block = data if end == len(data) else data[:end]
-        if self._rest:
-            self._rest += block
-            block = bytes(self._rest)
-            self._rest.clear()
+        if self.rest:
+            self.rest += block
+            block = bytes(self.rest)
+            self.rest.clear()
         if len(block) > self.limit:
             self._check_lines(block)
         if end < len(data):
@@ -50,14 +51,9 @@ class LineFramer:
             self.before = b""
         return block
 
-    @property
-    def pending(self) -> int:
-        """Bytes held of a line whose end has not come yet."""
-        return len(self._rest)
-
     def _keep(self, data: bytes) -> None:
-        self._rest += data
-        self._check(len(self._rest), self._rest)
+        self.rest += data
+        self._check(len(self.rest), self.rest)
 
     def _check_lines(self, block: bytes) -> None:
         start = 0

@@ -97,7 +97,7 @@ class _Command(Struct, omit_defaults=True, rename={"exec_oob": "exec-oob"}):
 
 
 _encode = msgspec.json.Encoder().encode
-_decoder = msgspec.json.Decoder(Message)
+_decode_lines = msgspec.json.Decoder(Message).decode_lines
 
 
 def encode_command(command: str, arguments: Any, number: int | UnsetType, oob: bool = False) -> bytes:
@@ -181,6 +181,11 @@ class MessageReader:
         """Take `data` in and return the messages that it completes, in order."""
         if self.fault:
             return []
+        if not (self._framer.rest or self._open) and data.endswith(b"\n") and len(data) <= self.limit:
+            try:
+                return _decode_lines(data)  # what nearly all reads are: whole messages
+            except ValueError:
+                return self._line_by_line(data)
         try:
             block = self._framer.feed(data)
         except ProtocolError as error:
@@ -191,7 +196,7 @@ class MessageReader:
             return []
         if not self._open and len(block) <= self.limit:
             try:
-                return _decoder.decode_lines(block)
+                return _decode_lines(block)
             except ValueError:
                 pass
         return self._line_by_line(block)
@@ -209,7 +214,7 @@ class MessageReader:
 
     def _begin(self, line: bytes) -> list[Message]:
         try:
-            return _decoder.decode_lines(line)  # as above: what stands on one line must not depend on how it came
+            return _decode_lines(line)  # as above: what stands on one line must not depend on how it came
         except ValueError as error:
             depth = nesting(line)
             if depth <= 0 or not line.startswith(b"{"):

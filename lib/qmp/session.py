@@ -38,12 +38,22 @@ class State(Enum):
     READY = "ready"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # an enumeration's own is a function in Python, and each move looks into a table
+
 
 MOVES: Final[dict[State, frozenset[State]]] = {
     State.GREETING: frozenset({State.NEGOTIATING, State.CLOSED}),
     State.NEGOTIATING: frozenset({State.READY, State.CLOSED}),
     State.READY: frozenset({State.CLOSED}),
     State.CLOSED: frozenset(),
+}
+
+
+# What is said to negotiate, by whether out-of-band execution is wanted: QEMU waits for it, so it is ready.
+_CAPABILITIES: Final = "qmp_capabilities"
+_NEGOTIATION: Final = {
+    True: encode_command(_CAPABILITIES, {"enable": ["oob"]}, 1),
+    False: encode_command(_CAPABILITIES, None, 1),
 }
 
 
@@ -80,7 +90,7 @@ class QmpSession(SessionLife[State]):
         self._number = 1  # the negotiation's
         self._echoes: bool | None = None  # does this server put our ids into its replies?
         self._noise = False  # an unparsable command may be answered by a burst of errors: this is the rest of it
-        self.negotiation = Call("qmp_capabilities", 1, b"")  # what it says depends on the greeting
+        self.negotiation = Call(_CAPABILITIES, 1, b"")  # what it says depends on the greeting
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -117,7 +127,13 @@ class QmpSession(SessionLife[State]):
         call = Call(command, number, encode_command(command, arguments, number, oob), fd, oob)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("-> #%d %s %s", call.id, command, redact(command, arguments))
-        return self.queue(call)
+        if self._waiting or not (fd is None and not oob and self.state is State.READY and self._in_band < MAX_IN_BAND):
+            return self.queue(call)
+        # what nearly all are: the same as there, and no function called for it
+        self._pending[number] = call
+        self._in_band += 1
+        self.outbox.append((call.payload, call))
+        return call
 
     def new_id(self) -> int:
         """An id that no command of this session has had."""
@@ -201,6 +217,10 @@ class QmpSession(SessionLife[State]):
 
     def _leave(self, call: Call) -> None:
         self._pending.pop(call.id, None)
+        self._let_behind(call)
+
+    def _let_behind(self, call: Call) -> None:
+        """What comes behind `call` may go."""
         if not call.oob:
             self._in_band -= 1
         if call.fd is not None:
@@ -247,7 +267,7 @@ class QmpSession(SessionLife[State]):
         self._move(State.NEGOTIATING)
         offered = self._want_oob and "oob" in greeting.capabilities
         call = self.negotiation
-        call.payload = encode_command(call.command, {"enable": ["oob"]} if offered else None, call.id)
+        call.payload = _NEGOTIATION[bool(offered)]
         self._send(call)
 
     def _on_reply(self, message: Message) -> None:
@@ -259,15 +279,20 @@ class QmpSession(SessionLife[State]):
         if call is None:
             self._on_stray(message)
             return
-        self._leave(call)
+        del self._pending[call.id]
+        if call.oob or call.fd is not None:
+            self._let_behind(call)
+        else:
+            self._in_band -= 1
         if call is self.negotiation:
             self._on_negotiated(message)
         if call.abandoned:
             self._on_stray(message)
             call.done = True
         elif error is UNSET:
-            call.value = value
-            call.finish()
+            call.value, call.done = value, True
+            if call.notify is not None:
+                call.notify()
         else:
             call.fail(command_error(call.command, error))
         if self._waiting:

@@ -68,7 +68,7 @@ def test_framer_loses_and_adds_nothing(pieces: list[bytes]) -> None:
     blocks = [framer.feed(piece) for piece in pieces]
     whole = b"".join(pieces)
     assert b"".join(blocks) == whole[: whole.rfind(b"\n") + 1]
-    assert framer.pending == len(whole) - len(b"".join(blocks))
+    assert len(framer.rest) == len(whole) - len(b"".join(blocks))
     assert all(block.endswith(b"\n") for block in blocks if block)
 
 
@@ -77,9 +77,9 @@ def test_ten_mebibytes_byte_by_byte_end_at_all() -> None:
     size = 10 * 1024 * 1024
     framer = LineFramer()
     deque(map(framer.feed, repeat(b"x", size)), maxlen=0)
-    assert framer.pending == size
+    assert len(framer.rest) == size
     assert len(framer.feed(b"\n")) == size + 1
-    assert framer.pending == 0
+    assert len(framer.rest) == 0
 
 
 def test_a_read_that_ends_with_a_line_is_handed_through_uncopied() -> None:
