@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 _CLONE_NEWNET = 0x40000000
+_BURST = 64 << 10  # bytes that may go at once
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,6 +73,13 @@ class Cable:
         for end, address in zip(self.ends, self.addresses, strict=True):
             end.ip(f"address add {address}/24 dev wire")
             end.ip("link set wire up")
+
+    def limit(self, mbit: int) -> None:
+        """From now on no more goes over it in a second, each way (tc tbf): what is too much waits, or is lost."""
+        for end in self.ends:
+            with end.entered():
+                rule = f"tc qdisc replace dev wire root tbf rate {mbit}mbit burst {_BURST} latency 100ms"
+                subprocess.run(rule.split(), check=True)
 
     def pull(self) -> None:
         """Pull it out: both ends know at once that they have no link."""

@@ -345,7 +345,7 @@ class Moving:
 
 
 FIGURES: Final = (
-    Moving("migrate", "plain", {}),
-    Moving("multifd", "multifd 4", {"multifd": 4}),
+    Moving("migrate", "plain", {"tls": False}),
+    Moving("multifd", "multifd 4", {"multifd": 4, "tls": False}),
     Moving("tls", "TLS 1.3", {"tls": True}),
 )

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -217,9 +216,7 @@ def test_a_postcopy_that_is_cut_is_mended_by_tls(tmp_path: Path, version: str) -
         here = pair.here.node.instance("a")
         wait_for_shell(here)
         say(here, "word=it-is-me; helper dirty 300 160")
-        with pair.cable.ends[0].entered():
-            limit = "tc qdisc add dev wire root tbf rate 200mbit burst 256k latency 100ms"
-            subprocess.run(limit.split(), check=True)
+        pair.cable.limit(200)
         number = pair.begin("a", "memory", bandwidth=16 * MIB, means=["postcopy"], deadline=40)
         wait_for(lambda: status(pair.there, "a") == "postcopy-active" and runs(pair.there, "a"))
         time.sleep(1)
