@@ -51,7 +51,7 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
         return condition
     with process:
         try:
-            with dial(ledger.paths.socket("control"), timeout) as vm:
+            with dial(ledger.paths.socket("control"), timeout, process.pid) as vm:
                 condition.state, condition.detail = state_of(vm)
         except MonitorError as error:
             condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE

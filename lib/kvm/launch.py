@@ -326,7 +326,9 @@ def _greeted(ledger: Ledger) -> QmpConnection:
 
     :raises StartFailed: it ended instead
     """
-    vm = QmpConnection(ledger.paths.socket("control"), timeout=GREETING_TIMEOUT)
+    runtime = ledger.document.runtime
+    pid = runtime.pid if runtime is not None else None
+    vm = QmpConnection(ledger.paths.socket("control"), timeout=GREETING_TIMEOUT, pid=pid)
     try:
         vm.connect()
     except MonitorError as error:

@@ -60,7 +60,7 @@ def attach(
         return _ended(host, ledger, told), None
     with process:
         try:
-            vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout))
+            vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout, process.pid))
             state, devices = first_look(vm)
             if state in ENDED_BY_GUEST:
                 return collect(host, ledger, vm, state), None

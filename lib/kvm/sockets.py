@@ -60,13 +60,14 @@ class Listeners:
         self.close()
 
 
-def dial(path: Path, timeout: float) -> QmpConnection:
+def dial(path: Path, timeout: float, pid: int | None = None) -> QmpConnection:
     """A connection to a QEMU that was seen running, not yet greeted.
 
     :param timeout: seconds for each answer
+    :param pid: its process, as far as it is known
     :raises ConnectError: nobody listens
     """
-    return QmpConnection(reach(path), timeout=timeout)
+    return QmpConnection(reach(path), timeout=timeout, pid=pid)
 
 
 def reach(path: Path) -> socket.socket | Path:

@@ -179,7 +179,7 @@ class Qemu:
         pause = _AGAIN
         while not self.gone:
             try:
-                async with AsyncQmpConnection(reach(self._path), timeout=None) as vm:
+                async with AsyncQmpConnection(reach(self._path), timeout=None, pid=self.pid) as vm:
                     events = vm.events(*_TELLING)
                     self._vm = vm
                     self._there.set()

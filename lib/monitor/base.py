@@ -134,6 +134,8 @@ class QmpMonitor(Verbs, Life[QmpSession]):
     :param oob: negotiate out-of-band execution where QEMU offers it
     :param log_size: how many events are kept
     :param share_discovery: ask each QEMU build only once what it can do, and not for each connection
+    :param pid: QEMU's process, for that: who connects before it listens itself, at a socket that was passed to it, does
+        not see it
     :param reconnect: make a lost connection anew, and tell so by an event ``reconnected``; None leaves that to
         :meth:`connect`
     :param tls: secures the connection; its protocol is that of a client
@@ -150,6 +152,7 @@ class QmpMonitor(Verbs, Life[QmpSession]):
         oob: bool = True,
         log_size: int = DEFAULT_LOG_SIZE,
         share_discovery: bool = True,
+        pid: int | None = None,
         reconnect: Reconnect | None = None,
         tls: "ssl.SSLContext | None" = None,
         server_hostname: str | None = None,
@@ -158,6 +161,7 @@ class QmpMonitor(Verbs, Life[QmpSession]):
         self.reservations = Reservations()
         self._oob = oob
         self._share_discovery = share_discovery
+        self._pid = pid
         self._executable: os.stat_result | None = None  # of whom the connection that is being made is to
         self._known: Link[QmpSession] | None = None  # the last link that was ready: what it told stays true
         super().__init__(
@@ -204,7 +208,7 @@ class QmpMonitor(Verbs, Life[QmpSession]):
 
     def _make_session(self, wire: Wire, lost: Link[QmpSession] | None) -> QmpSession:
         on_ready = None if lost is None else partial(self._mark_gap, lost, wire.peer_pid(), time.time())
-        self._executable = executable_of(wire) if self._share_discovery else None
+        self._executable = executable_of(self._pid or wire.peer_pid()) if self._share_discovery else None
         return QmpSession(self.event_log, self._limit, self._oob, on_ready)
 
     def _opening(self, session: QmpSession) -> Call:

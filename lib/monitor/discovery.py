@@ -2,8 +2,9 @@
 
 Two QEMUs are the same build if they say the same version and package and run the
 same file. The file is that of the process which listens at the other end of a unix
-socket; where it cannot be told (another host, no permission, a listener that we
-made ourselves and passed on), nothing is cached.
+socket, or of whom the caller says to be there: who connects before QEMU listens
+at a socket that was passed to it sees whoever made it. Where it cannot be told
+(another host, no permission), nothing is cached.
 """
 
 import os
@@ -11,7 +12,6 @@ from typing import Final, NamedTuple
 
 from ..qmp.messages import Greeting
 from ..qmp.schema import Schema
-from .socket import Wire
 
 # As many builds as a host has installed side by side, with room for upgrades while we run.
 MAX_BUILDS: Final = 32
@@ -41,9 +41,8 @@ class Knowledge:
 _known: dict[Build, Knowledge] = {}
 
 
-def executable_of(wire: Wire) -> os.stat_result | None:
+def executable_of(pid: int | None) -> os.stat_result | None:
     """The file that the process at the other end runs; None if that cannot be told. Ask while QEMU has yet to greet."""
-    pid = wire.peer_pid()
     if pid is None or pid == os.getpid():
         return None
     try:

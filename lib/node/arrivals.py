@@ -19,7 +19,6 @@ from ..migration.arrival import Arrival, Arrived, Newcomer
 from ..migration.driver import Host
 from ..migration.forecast import ENDLESS
 from ..migration.letters import MAX_LETTER, Answer, Did, GoOver, Invitation, Question, Said, WentOver, asked, encode
-from ..migration.ports import Register
 from ..migration.target import Target
 from ..migration.words import Asked, End, Result, TargetDid, TargetSaid, TargetVerb, Tell, TellDid
 from ..store.owner import Owner, Phase
@@ -48,11 +47,12 @@ class Coming:
     """
 
     def __init__(
-        self, it: Newcomer, target: Target, register: Register, order: Callable[[], int], model: Model
+        self, it: Newcomer, target: Target, register: FarRegister, order: Callable[[], int], model: Model
     ) -> None:
         self.it = it
         self.target = target
         self.links: Links = set()
+        self.register = register
         self._order = order
         self._model = model
         self._granted = ENDLESS
@@ -214,6 +214,8 @@ class Arrivals:
                     await self._go_over(name, letter, link)
                 else:
                     self._shares.uses(name, letter.rate, letter.limit)
+                    if (coming := self._coming.get(name)) is not None:
+                        coming.register.stay()
         finally:
             for coming in self._coming.values():
                 coming.links.discard(link)
@@ -304,6 +306,7 @@ class Arrivals:
             log.exception("%s stays as it is: %s", name, error, extra={"instance": name})
         finally:
             coming.host.stop()
+            coming.register.close()
             await coming.target.close()
             self._shares.leave(name)
             del self._coming[name]

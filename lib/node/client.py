@@ -84,13 +84,24 @@ class Daemon:
         """
         connection = self.connection(timeout)
         try:
+            return self.exchange(connection, method, path, body, headers)
+        finally:
+            connection.close()
+
+    def exchange(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # fmt: skip
+        """The same over a connection of the caller's.
+
+        :param connection: connected when it is first used
+        """
+        try:
             connection.request(method, path, None if body is None else msgspec.json.encode(body), headers or {})
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read() or b"null")
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             raise CallFailed("no-answer", f"drover-noded at {self.where} {self.lost(error)}") from error
-        finally:
-            connection.close()
         if response.status >= 400:
             raise CallFailed(str(answer.get("code", "")), str(answer.get("detail", response.reason)), answer)
         return answer

@@ -5,6 +5,8 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from ..errors import CallFailed, DroverError, NotJoined, Untrusted
@@ -65,12 +67,13 @@ class RemoteDaemon(Daemon):
 
     :param addresses: where it answers
     :param folder: of our certificate, and of the authority's
+    :param context: made of them; None: they are still to be read
     """
 
-    def __init__(self, addresses: Sequence[str], folder: Folder) -> None:
+    def __init__(self, addresses: Sequence[str], folder: Folder, context: ssl.SSLContext | None = None) -> None:
         self.addresses = addresses
         self.folder = folder
-        self._context: ssl.SSLContext | None = None
+        self._context = context
 
     @property
     def where(self) -> str:
@@ -111,6 +114,27 @@ class RemoteDaemon(Daemon):
         return TlsConnection(self.addresses, self.context, timeout)
 
 
+class Callers:
+    """Ways to other daemons with one node's certificate, which is read again once it is another one.
+
+    :param folder: of it
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._read: tuple[object, ssl.SSLContext | None] = None, None
+
+    def __call__(self, addresses: Sequence[str]) -> RemoteDaemon:
+        """The daemon at these addresses."""
+        seen = tuple(map(_stamp, (self._folder.own, self._folder.trusted)))
+        read, context = self._read
+        if read != seen or context is None:
+            with suppress(NotJoined):  # whoever calls is told so
+                context = calling(self._folder)
+                self._read = seen, context
+        return RemoteDaemon(addresses, self._folder, context if self._read[0] == seen else None)
+
+
 def calling(folder: Folder) -> ssl.SSLContext:
     """What to call others with, who have a certificate of our authority's.
 
@@ -147,6 +171,15 @@ def turned_away(error: BaseException) -> bool:
     if isinstance(error, ssl.SSLError):
         return not isinstance(error, ssl.SSLCertVerificationError)
     return isinstance(error, ConnectionResetError | BrokenPipeError)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """By which a file that was written anew is known."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _bare() -> ssl.SSLContext:

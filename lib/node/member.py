@@ -29,6 +29,8 @@ ANSWER_TIMEOUT: Final = 5.0
 HEARTBEAT: Final = 10.0
 # Seconds until what hangs, or cannot be read, is tried again.
 _PAUSE: Final = 5.0
+# Seconds for which what is said again of one on its way is not looked at: its row would tell the same.
+_SHOWN_FOR: Final = 1.0
 # After each of these, what it does is asked for: the event alone says less.
 _TELLING: Final = (
     "STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP", "MIGRATION",
@@ -76,6 +78,7 @@ class Member:
         self._timed = timed
         self._again = asyncio.Event()
         self._free = True  # nobody works on it
+        self._shown_at = 0.0
         self._wanted = self._looked = 0  # looks that were asked for, and the one that is taken
         self._task: asyncio.Task[None] | None = None
         self._talk: asyncio.Task[None] | None = None
@@ -104,8 +107,11 @@ class Member:
             self._talk.cancel()
 
     def show(self, document: Document, state: State, detail: str) -> None:
-        """Whoever works on it says what it does: it cannot be asked meanwhile."""
-        self._say(document, state, detail)
+        """Whoever works on it says what it does, as often as they like: it cannot be asked meanwhile."""
+        said, now = self.summary, time.monotonic()
+        if said is None or (said.state, said.detail) != (state, detail) or now > self._shown_at + _SHOWN_FOR:
+            self._shown_at = now
+            self._say(document, state, detail)
 
     def lend(self, vm: AsyncQmpConnection | None) -> None:
         """Whoever works on it for long lets its figures be asked for over their connection.
@@ -216,7 +222,8 @@ class Member:
     async def _stay(self, document: Document) -> None:
         """Hold its control socket, and say what it does, until it has come to an end, or its document is another."""
         # where nobody listens any more, the run has ended: one that is starting listens before its QEMU is there
-        async with AsyncQmpConnection(reach(self._paths.socket("control")), timeout=ANSWER_TIMEOUT) as vm:
+        path, pid = self._paths.socket("control"), document.runtime.pid if document.runtime is not None else None
+        async with AsyncQmpConnection(reach(path), timeout=ANSWER_TIMEOUT, pid=pid) as vm:
             events = vm.events(*_TELLING)  # before it is asked, so that nothing comes in between
             event: Event | None = None
             try:

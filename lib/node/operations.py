@@ -105,9 +105,10 @@ def free(verb: Callable[..., Any], fields: Mapping[str, Any], above: str = "") -
 
 def _qmp(instance: Instance, params: p.Qmp) -> Any:
     """On the socket that is people's: what they do there is their own business."""
-    if load(instance.host.paths.instance(instance.name).document).runtime is None:
+    paths = instance.host.paths.instance(instance.name)
+    if (runtime := load(paths.document).runtime) is None:
         raise WrongState(instance.name, State.STOPPED, State.RUNNING)
-    with dial(instance.host.paths.instance(instance.name).socket("people"), ANSWER_TIMEOUT) as vm:
+    with dial(paths.socket("people"), ANSWER_TIMEOUT, runtime.pid) as vm:
         return vm.execute(params.execute, params.arguments)
 
 

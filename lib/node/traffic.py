@@ -13,7 +13,7 @@ from .books import Books
 from .checking import CheckCalls
 from .departures import Departures
 from .known import known_as
-from .link import RemoteDaemon
+from .link import Callers
 from .model import Model
 from .operations import Role
 from .owner_calls import OwnerCalls
@@ -38,7 +38,7 @@ class Traffic:
     def __init__(self, worker: Worker, model: Model, folder: Folder, bandwidth: float | None) -> None:
         self._worker = worker
         self._books = Books(worker.node.host.paths.state)
-        caller, here = partial(RemoteDaemon, folder=folder), partial(known_as, folder)
+        caller, here = Callers(folder), partial(known_as, folder)
         self.departures = Departures(worker, model, self._books, here, caller, Shares(bandwidth))
         self._checks = CheckCalls(worker, here)
         self.arrivals = Arrivals(worker, model, self._books, lambda: here().name, caller, Shares(bandwidth))

@@ -3,9 +3,11 @@
 import logging
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +39,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def asks(caplog: pytest.LogCaptureFixture, path: Path, **options: bool) -> bool:
+def asks(caplog: pytest.LogCaptureFixture, path: Path | socket.socket, **options: Any) -> bool:
     """Whether a connection asks QEMU for its commands."""
     caplog.clear()
     with caplog.at_level(logging.DEBUG, "drover.qmp"), QmpConnection(path, **options) as vm:
@@ -59,3 +61,26 @@ def test_once_for_a_build(start: Start, tmp_path: Path, caplog: pytest.LogCaptur
     assert asks(caplog, start(str(copy))), "another file may be another build, though it says the same version"
     with QmpConnection(one) as first, QmpConnection(two) as second:
         assert first.query_schema() is second.query_schema()
+
+
+def test_at_a_socket_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel says that whoever listened when it connected is there: who knows better says so."""
+    path = tmp_path / "q"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        early = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for each in early:
+            each.connect(str(path))
+        fd = listener.fileno()
+        words = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-mon", "m,mode=control"]
+        command = ["qemu-system-x86_64", *words, "-chardev", f"socket,id=m,fd={fd},server=on,wait=off"]
+        process = subprocess.Popen(command, pass_fds=[fd])
+    try:
+        discovery._known.clear()
+        assert asks(caplog, early[0])
+        assert asks(caplog, early[1], pid=process.pid)
+        assert not asks(caplog, early[2], pid=process.pid)
+    finally:
+        process.kill()
+        process.wait()
