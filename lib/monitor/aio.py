@@ -7,6 +7,7 @@ costs less for each command, and a transport cannot carry descriptors.
 import asyncio
 import select
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Self, TypeVar
@@ -37,12 +38,9 @@ class _Doze(asyncio.Future[None]):
     costs beside QEMU. What a task waits by is asked for one callback, its own, in its own context.
     """
 
+    link: "AsyncLink[Any]"  # set by who makes it: a function for that would cost as much as all of the future
     resume: Callable[[Any], object] | None = None
     context: Context | None = None
-
-    def __init__(self, link: "AsyncLink[Any]") -> None:
-        super().__init__(loop=link.loop)
-        self._link = link
 
     def add_done_callback(self, fn: Callable[[Self], object], /, *, context: Context | None = None) -> None:
         if self.resume is None and context is not None and not self.done():
@@ -64,8 +62,8 @@ class _Doze(asyncio.Future[None]):
 
     def wake(self) -> None:
         """It is over: now if this comes of what was read, else in the loop's next turn, for a task may run now."""
-        if self._link.woken is not None:
-            self._link.woken.append(self)
+        if self.link.woken is not None:
+            self.link.woken.append(self)
         else:
             self.end()
 
@@ -98,6 +96,9 @@ class AsyncLink(Link[S]):
     def __init__(self, wire: Wire, session: S) -> None:
         super().__init__(wire, session)
         self.loop = asyncio.get_running_loop()
+        # which is all that asyncio's own loops do, by a function in Python
+        own = type(self.loop).time is not asyncio.BaseEventLoop.time
+        self._time = self.loop.time if own else time.monotonic
         self._writing = False
         self._deadlines: dict[_Doze, float] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -149,7 +150,11 @@ class AsyncLink(Link[S]):
                     doze.end()
 
     def _read_some(self) -> None:
-        self._take_in(self.wire.receive())
+        data = self.wire.receive()
+        if data:
+            self.session.receive(data)
+        else:
+            self._take_in(data)
         if self.session.fault is not None:
             self._shut()
         elif self.session.outbox:
@@ -180,7 +185,8 @@ class AsyncLink(Link[S]):
         """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
         if awaited.done:
             return True
-        doze = _Doze(self)
+        doze = _Doze(loop=self.loop)
+        doze.link = self
         awaited.notify = doze.wake
         if timeout is not None:
             self._set_deadline(doze, timeout)
@@ -196,7 +202,7 @@ class AsyncLink(Link[S]):
     # calls end long before theirs, and a timer set and cancelled costs a tenth of a call.
 
     def _set_deadline(self, doze: _Doze, timeout: float) -> None:
-        deadline = self.loop.time() + timeout
+        deadline = self._time() + timeout
         self._deadlines[doze] = deadline
         if self._alarm is None or deadline < self._alarm.when():
             self._set_alarm(deadline)
