@@ -64,14 +64,17 @@ class Cable:
 
     :ivar ends: the networks
     :ivar addresses: of the ends
+    :ivar addresses6: likewise, by IPv6
     """
 
     def __init__(self, here: Network, there: Network) -> None:
         self.ends = here, there
         self.addresses = "10.77.0.1", "10.77.0.2"
+        self.addresses6 = "fd77::1", "fd77::2"
         here.ip(f"link add wire type veth peer name wire netns {there.path}")
-        for end, address in zip(self.ends, self.addresses, strict=True):
-            end.ip(f"address add {address}/24 dev wire")
+        for end, *addresses in zip(self.ends, self.addresses, self.addresses6, strict=True):
+            end.ip(f"address add {addresses[0]}/24 dev wire")
+            end.ip(f"-6 address add {addresses[1]}/64 dev wire nodad")
             end.ip("link set wire up")
 
     def limit(self, mbit: int) -> None:

@@ -68,11 +68,14 @@ def ended(daemon: Noded, number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def two_nodes(top: Path, *, apart: bool = False, program: Path | None = None) -> Iterator[Pair]:
+def two_nodes(
+    top: Path, *, apart: bool = False, program: Path | None = None, ipv6: bool = False
+) -> Iterator[Pair]:
     """A pair whose daemons run; the first has the authority.
 
     :param top: a folder for what they log, for each in one of its name
     :param apart: each has a network of its own, with a cable between them
+    :param ipv6: by that, over the cable
     :param program: runs the daemon in place of drover-noded; gets that folder as its first argument
     """
     with ExitStack() as stack:
@@ -83,7 +86,8 @@ def two_nodes(top: Path, *, apart: bool = False, program: Path | None = None) ->
         for number, name in enumerate("ab"):
             (top / name / "config").mkdir(parents=True)
             paths = stack.enter_context(temporary_node()).host.paths
-            where = (cable.ends[number], cable.addresses[number]) if cable else ()
+            hosts = [f"[{each}]" for each in cable.addresses6] if cable and ipv6 else cable.addresses if cable else ()
+            where = (cable.ends[number], hosts[number]) if cable else ()
             member = Member(paths, top / name, *where)
             if program is not None:
                 daemon = member.daemon

@@ -41,6 +41,9 @@ _GOING: Final = (
                  help="What may be done so that it comes to its end, in this order; may be repeated."),
     click.option("--postcopy", is_flag=True, help="If nothing else helps, run there before all memory is there. "
                  "Who loses a node or the network before the end loses the machine."),
+    click.option("--postcopy-preempt/--no-postcopy-preempt", "preempt", default=None,
+                 help="Whether in a postcopy pages that the guest waits for overtake others; by default where both "
+                 "QEMUs are 8.0 or later."),
     click.option("--throttle", type=click.IntRange(1, 99), default=80, show_default=True, metavar="PERCENT",
                  help="Of the vCPUs' time, that auto-converge may take at most."),
     click.option("--bandwidth", type=Size(), metavar="SIZE", help="Bytes a second to begin with; by default no limit."),
@@ -48,6 +51,8 @@ _GOING: Final = (
                  help="Up to which that may be raised; by default it is not."),
     click.option("--multifd", type=click.IntRange(1, 255), metavar="COUNT", help="Connections that memory goes over."),
     click.option("--compress", type=click.Choice(("zlib", "zstd")), help="What goes over several connections."),
+    click.option("--zero-copy", is_flag=True, help="The kernel sends memory from where it lies, without a copy. Wants "
+                 "--multifd and --no-tls, and no --compress."),
     click.option("--copy-disks", is_flag=True, help="Disks that are not there on the other node are copied."),
     click.option("--shared-disk", "shared", metavar="ID", multiple=True,
                  help="A disk that both nodes have, where they cannot see that themselves; may be repeated."),
@@ -132,11 +137,13 @@ def asked_for(node: str, **chosen: Any) -> dict[str, Any]:
         "deadline": chosen["deadline"],
         "means": list(chosen["means"]) or None,
         "postcopy": chosen["postcopy"],
+        "postcopy_preempt": chosen["preempt"],
         "throttle": chosen["throttle"],
         "bandwidth": chosen["bandwidth"],
         "ceiling": chosen["ceiling"],
         "multifd": chosen["multifd"],
         "compression": chosen["compress"],
+        "zero_copy": chosen["zero_copy"],
         "copy_disks": chosen["copy_disks"],
         "shared_disks": list(chosen["shared"]),
         "emulator": chosen["emulator"],

@@ -6,10 +6,12 @@ alone is soon somebody else's. We hold it by a pidfd, which no other process eve
 
 import errno
 import os
+import resource
 import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -26,6 +28,8 @@ LOG_TAIL: Final = 4096  # bytes of a log that an error may quote
 _FIRST_LOOK: Final = 0.0003  # s: about what one exec takes
 _LAST_LOOK: Final = 0.01  # s
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+_CAP_SYS_RESOURCE: Final = 24
+_UNLIMITED: Final = 1 << 63  # bytes
 _SETPRIV: Final = "setpriv"
 _NOT_MOVED: Final = "it could not be moved to its control group"
 _NOT_EXECUTED: Final = (125, 126, 127)  # exit statuses of the keeper, the shell and setpriv for what did not execute
@@ -122,6 +126,15 @@ class Process:
             raise stuck(self.pid, timeout)
         except ProcessGone:
             return
+
+    def let_lock(self, size: int) -> None:
+        """Let it lock so much of its memory, if it may not yet (``RLIMIT_MEMLOCK``).
+
+        :param size: in bytes
+        :raises OSError: we may not allow that; see :func:`may_lock`
+        """
+        if locks(self.pid) < size:
+            resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK, (size, size))
 
     def exit_status(self, timeout: float = STATUS_TIMEOUT) -> ExitStatus | None:
         """How it ended; None while it runs, or where its keeper did not live to see it.
@@ -261,6 +274,29 @@ def stuck(pid: int, timeout: float) -> ProcessStuck:
     :raises ProcessGone: it has, meanwhile
     """
     return ProcessStuck(pid, timeout, _stat(pid)[0], _waits_in(pid))
+
+
+def locks(pid: int) -> int:
+    """Return the bytes of its memory that a process may lock.
+
+    :raises OSError: there is none
+    """
+    # prlimit(2) lets nobody but root with all rights even look
+    for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
+        if line.startswith("Max locked memory"):
+            soft = line.split()[3]
+            return int(soft) if soft.isdecimal() else _UNLIMITED
+    return 0
+
+
+def may_lock(pid: int, size: int) -> bool:
+    """Tell whether a process may lock so much of its memory, or we may let it. Nothing is done."""
+    with suppress(OSError):
+        if locks(pid) >= size:
+            return True
+    status = Path("/proc/self/status").read_text()
+    rights = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(rights, 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def current_boot() -> str:

@@ -244,7 +244,7 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     _apart(_F.ZERO_COPY, _F.ZLIB, _ZERO_COPY, "leave one of them out", _REFUSED),
     _apart(_F.ZERO_COPY, _F.ZSTD, _ZERO_COPY, "leave one of them out", _REFUSED),
-    _apart(_F.ZERO_COPY, _F.TLS, _ZERO_COPY, f"leave {_F.ZERO_COPY} out", _REFUSED),
+    _apart(_F.ZERO_COPY, _F.TLS, _ZERO_COPY, f"leave {_F.ZERO_COPY} or {_F.TLS} out", _REFUSED),
     _apart(_F.ZERO_COPY, _F.MAPPED_RAM, "a file takes a copy", f"leave {_F.ZERO_COPY} out", _USELESS),
     _apart(
         _F.AUTO_CONVERGE, _F.DIRTY_LIMIT, "both slow vCPUs down", "leave one of them out", _REFUSED,

@@ -142,6 +142,10 @@ class Qemu:
         """Send it SIGKILL; its end is told as any."""
         self._process.send_signal(signal.SIGKILL)
 
+    def let_lock(self, size: int) -> None:
+        """Let it lock so much of its memory; see :meth:`.kvm.process.Process.let_lock`."""
+        self._process.let_lock(size)
+
     def sever(self, *, others: bool = False) -> list[str]:
         """Cut the connection that it hangs on, if it does; see :func:`.kvm.sever.sever`. Blocks.
 

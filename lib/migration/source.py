@@ -19,7 +19,7 @@ from ..kvm.keys import Keys, are_placed, folder_of, place, sweep
 from ..kvm.ledger import Ledger, opened
 from ..kvm.mend import attach
 from ..kvm.process import stuck
-from ..kvm.record import LEAVE, Passage, check_settled, runtime_of
+from ..kvm.record import LEAVE, Passage, Runtime, check_settled, runtime_of
 from ..kvm.state import State
 from ..ops.migration_tls import CREDENTIALS
 from ..ops.mirrors import Mirror, MirrorProgress
@@ -27,6 +27,7 @@ from ..ops.nbd import Nbd
 from ..ops.port import Port
 from . import disks
 from .checks import Need
+from .combinations import Feature
 from .needs import examined
 from .ports import Side
 from .qemu import GONE, Qemu
@@ -34,6 +35,7 @@ from .storage import Plan
 from .words import End, QemuSaid, Result
 
 _CONSOLE: Final = 64 << 10  # bytes: some 1,000 lines, sent while the guest stands still
+_LOCKED_BESIDES: Final = 64 << 20  # bytes: ROMs, the screen, and headers
 _KILL: Final = 30.0  # s that the kernel may take to end what was killed
 # Seconds between two looks whether QEMU hangs in a handshake, and until it is taken to: the guest stands still so long.
 _LOOK, _PATIENCE = 1.0, 2.0
@@ -205,9 +207,13 @@ class Source(Side):
 
     async def prepare(self) -> None:
         settings = source_settings(self._settings)
+        if settings.capabilities.get(Feature.ZERO_COPY):
+            self._let_lock()
         if self._peer:
             folder, peer = folder_of(self._private), self._peer
             await self._qemu.tell(lambda vm: vm.arm_tls_client(folder, peer, multifd=settings.multifd))
+        else:
+            await self._qemu.tell(lambda vm: vm.disarm_tls())  # of one before
         await self._qemu.tell(lambda vm: vm.arm_migration(settings.capabilities, settings.parameters | self.levers()))
 
     async def mirror(self) -> None:
@@ -306,6 +312,11 @@ class Source(Side):
     # -- how ----------------------------------------------------------------------------------------------------------
 
     @property
+    def _beyond(self) -> frozenset[str]:
+        """Statuses in which the last handshake there was is over. The one of preempt comes while memory goes."""
+        return _BEYOND - {"active"} if self._settings.capabilities.get(Feature.PREEMPT) else _BEYOND
+
+    @property
     def _private(self) -> Path:
         return self._departure.ledger.paths.private
 
@@ -319,7 +330,7 @@ class Source(Side):
         """Where the other side falls silent in a handshake, QEMU hangs, and the guest with it: it is freed."""
         while not qemu.gone:
             await asyncio.sleep(_LOOK)
-            if (before := qemu.said.status) in _BEYOND:
+            if (before := qemu.said.status) in self._beyond:
                 continue
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -370,6 +381,16 @@ class Source(Side):
     def _is_copied(self, progress: MirrorProgress) -> None:
         self.copied = progress
 
+    def _let_lock(self) -> None:
+        """What the kernel sends from where it lies it locks until that has arrived.
+
+        It stays allowed: the QEMU ends with the migration, or has gained what its own memory may take.
+        """
+        try:
+            self._qemu.let_lock(to_lock(runtime_of(self._departure.ledger.document)))
+        except OSError as error:
+            raise MigrationError(f"QEMU cannot be let lock memory: {error.strerror}") from error
+
     def _says(self, said: QemuSaid) -> None:
         self.hear(said)
 
@@ -378,6 +399,11 @@ class Source(Side):
         if self.qemu is None:
             raise MonitorError("its process is dead")
         return self.qemu
+
+
+def to_lock(runtime: Runtime) -> int:
+    """Return the bytes that a QEMU has to be let lock which is to send memory from where it lies."""
+    return runtime.spec.memory.size + _LOCKED_BESIDES
 
 
 async def end(qemu: Qemu) -> None:

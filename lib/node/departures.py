@@ -23,16 +23,19 @@ from ..errors import (
 )
 from ..kvm.handover import Settings
 from ..kvm.parcel import Parcel
+from ..kvm.process import may_lock
+from ..kvm.record import runtime_of
 from ..kvm.witness import witness
 from ..migration import storage
 from ..migration.checks import Manner, Need, There, compare, goes_along, losing
+from ..migration.combinations import Feature, Have
 from ..migration.credentials import Halves, issue
 from ..migration.forecast import Setting
 from ..migration.knowledge import Plan
 from ..migration.letters import Invitation
 from ..migration.means import MEANS, Means, Terms, Wishes, agree, arming
 from ..migration.pace import View
-from ..migration.source import Departure
+from ..migration.source import Departure, to_lock
 from ..migration.states import State
 from ..migration.words import Begin, Confirmed, End, Result
 from ..ops.migration_settings import capabilities_of, loses_writes
@@ -53,6 +56,8 @@ _LOOK: Final = 0.1  # s between two looks whether somebody wants it to end
 _WRITE_AGAIN: Final = 1.0  # s until an end that could not be written is written again
 _MENDABLE: Final = 30 * 86400.0  # s for which a postcopy that was cut can be mended: certificates hold so long
 _LONG: Final = 10.0  # s: who may stand still for longer is not asked why so soon
+# From which QEMU on a postcopy by two connections is taken to be mended after a cut, whatever it goes over.
+_PREEMPTS: Final = (8, 0, 0)
 _KILLED: Final = 30.0  # s until a machine that was killed in doubt is seen to have ended
 log = logging.getLogger("drover.migration")
 
@@ -238,9 +243,11 @@ class Departures:
             raise ArgumentError("node", params.node, f"another node than {here.name}, where it runs")
         disks = agreed(need.images, there.seen, daemon, shared=params.shared_disks)
         terms = _terms(params, departure, need, disks.size, there.fit.version)
-        source, target = _with_bitmaps(disks, *_settings(params, terms))
-        manner = Manner(source=source, target=target, tls=params.tls, copy=params.copy_disks, deadline=terms.deadline,
-                        once=terms.once)  # fmt: skip
+        source, target = _with_bitmaps(disks, *_settings(params, terms, need.parcel.version, there.fit.version))
+        manner = Manner(
+            source=source, target=target, tls=params.tls, copy=params.copy_disks, deadline=terms.deadline,
+            once=terms.once, have=_have(departure),
+        )  # fmt: skip
         blockers = compare(structs.replace(need, until=here.until), there, disks, manner)
         notices = tuple(_notices(need, terms))
         return _Look(
@@ -397,8 +404,27 @@ def _keys(params: Move, parcel: Parcel, epoch: int, terms: Terms) -> Halves | No
     return issue(parcel.spec.uuid, epoch, terms.deadline + _MENDABLE) if params.tls else None
 
 
-def _settings(params: Move, terms: Terms) -> tuple[Settings, Settings]:
-    """What is set at the source, and at the target."""
+def _have(departure: Departure) -> tuple[Have, ...]:
+    """What is known of the source beyond its version."""
+    runtime = runtime_of(departure.ledger.document)
+    return (Have.LOCKED_MEMORY,) if may_lock(runtime.pid, to_lock(runtime)) else ()
+
+
+def _preempts(params: Move, here: tuple[int, int, int], there: tuple[int, int, int] | None) -> bool:
+    """Whether pages that the guest waits for are to overtake the others in a postcopy."""
+    if params.postcopy_preempt is not None:
+        return params.postcopy_preempt
+    return here >= _PREEMPTS and (there or here) >= _PREEMPTS
+
+
+def _settings(
+    params: Move, terms: Terms, here: tuple[int, int, int], there: tuple[int, int, int] | None
+) -> tuple[Settings, Settings]:
+    """What is set at the source, and at the target.
+
+    :param here: the version of the QEMU here
+    :param there: of the one there, as far as it is known
+    """
     ours, theirs, parameters = arming(terms)
     both: dict[str, bool] = {}
     shared: dict[str, Any] = {}
@@ -407,6 +433,12 @@ def _settings(params: Move, terms: Terms) -> tuple[Settings, Settings]:
         shared["multifd-channels"] = params.multifd
     if params.compression:
         shared["multifd-compression"] = params.compression
+    elif params.zero_copy:
+        shared["multifd-compression"] = "none"  # whatever one before has left
+    if Means.POSTCOPY in terms.means and _preempts(params, here, there):
+        both |= {Feature.PREEMPT: True}
+    if params.zero_copy:
+        ours |= {Feature.ZERO_COPY: True}
     source = Settings(capabilities=both | ours, parameters=shared | parameters)
     announced = {f"announce-{name}": value for name, value in structs.asdict(params.announce).items()}
     return source, Settings(capabilities=both | theirs, parameters=shared | announced)

@@ -136,6 +136,7 @@ class Going:
             "alarms": self._alarms,
             "notices": list(self.journey.notices),
             "tls": bool(self.journey.peer),
+            "capabilities": sorted(name for name, on in self.journey.source.capabilities.items() if on),
         }
         if qemu is not None:
             ram = qemu.info.ram

@@ -222,11 +222,14 @@ class Move(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :ivar deadline: seconds that the whole may take; None: 60, and 60 for each GiB that goes over
     :ivar means: what may be done so that it comes to its end, in this order; None: what costs the guest no risk
     :ivar postcopy: it may be finished by postcopy, which stakes the machine on both nodes
+    :ivar postcopy_preempt: in a postcopy, pages that the guest waits for overtake the others, by a connection of their
+        own; None: where both QEMUs are 8.0 or later
     :ivar throttle: percent of the vCPUs' time that auto-converge may take at most
     :ivar bandwidth: bytes a second to begin with; 0: as fast as it goes
     :ivar ceiling: bytes a second up to which that may be raised; 0: not at all
     :ivar multifd: connections that memory goes over; 0: the one
     :ivar compression: of what goes over several: ``zlib`` or ``zstd``; empty: none
+    :ivar zero_copy: the kernel sends memory from where it lies; wants several connections, no TLS, and no compression
     :ivar copy_disks: images that the other node has not are copied
     :ivar shared_disks: ids of disks that are on storage in common, where the nodes cannot see that themselves
     :ivar announce: how the switches are told where its network cards are now
@@ -241,11 +244,13 @@ class Move(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     deadline: Annotated[float, Meta(gt=0, le=604_800)] | None = None
     means: tuple[MeansName, ...] | None = None
     postcopy: bool = False
+    postcopy_preempt: bool | None = None
     throttle: Annotated[int, Meta(ge=1, le=99)] = 80
     bandwidth: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
     ceiling: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
     multifd: Annotated[int, Meta(ge=0, le=255)] = 0
     compression: Literal["", "zlib", "zstd"] = ""
+    zero_copy: bool = False
     copy_disks: bool = False
     shared_disks: tuple[str, ...] = ()
     announce: Announce = Announce()

@@ -192,9 +192,9 @@ async def set_migration_parameters(port: Port, wanted: Mapping[str, Any]) -> dic
 
 
 async def arm_migration(port: Port, capabilities: Mapping[str, bool], parameters: Mapping[str, Any]) -> None:
-    """Make all settings of a migration, and read them back; see :func:`set_migration_capabilities` and
+    """Make all settings of a migration, and read them back; see :func:`reset_migration_capabilities` and
     :func:`set_migration_parameters`."""
-    await set_migration_capabilities(port, capabilities)
+    await reset_migration_capabilities(port, capabilities)
     if parameters:
         await set_migration_parameters(port, parameters)
 

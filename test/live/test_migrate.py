@@ -4,12 +4,15 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import waiting
 from drover.kvm.faults import DEVICE
-from instances import SHELL, bare, bootable, say, wait_for_shell
+from drover.kvm.process import locks, may_lock
+from drover.kvm.record import load
+from instances import SHELL, bare, bootable, say, temporary_node, wait_for_shell
 from machines import qemu_of
 from pairs import Pair, ended, two_nodes
 
@@ -166,11 +169,91 @@ def test_it_is_finished_by_postcopy(pair: Pair, version: str) -> None:
     say(here, "word=it-is-me; helper dirty 300 160")
     report = pair.move("a", bandwidth=16 * MIB, means=["postcopy"], deadline=40)
     assert report["helped"] == ["postcopy"]
+    assert ("postcopy-preempt" in report["capabilities"]) is (version != "7.2")
     assert report["blackout_ms"] < 5000  # and not for all that it makes dirty, some 20 s
     assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
     wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
     assert pair.there.node.instance("a").show().document.runtime.uid  # type: ignore[union-attr]
     assert Path(DEVICE).stat().st_mode == device
+
+
+@pytest.fixture
+def faults_by_anybody() -> Iterator[None]:
+    """As a target of 7.2 wants it."""
+    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    before = knob.read_text()
+    knob.write_text("1")
+    yield
+    knob.write_text(before)
+
+
+@pytest.mark.usefixtures("faults_by_anybody")
+@pytest.mark.parametrize(("old", "new", "preempt"), [(*PAIRS[2], True), (*PAIRS[3], True), (*PAIRS[1], False)])
+def test_postcopy_between_versions(pair: Pair, old: str, new: str, *, preempt: bool) -> None:
+    """By one connection or two."""
+    pair.here.daemon.create(bootable(old, "a", machine=OLD, cpu=CPU))
+    pair.here.daemon.do("start", "a")
+    here = pair.here.node.instance("a")
+    wait_for_shell(here)
+    say(here, "word=it-is-me; helper dirty 300 160")
+    asked = {"bandwidth": 16 * MIB, "means": ["postcopy"], "deadline": 60, "postcopy_preempt": preempt}
+    report = pair.move("a", emulator=str(qemu_of(new)), **asked)
+    assert report["helped"] == ["postcopy"]
+    assert ("postcopy-preempt" in report["capabilities"]) is preempt
+    assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
+
+
+ZERO_COPY = {"zero_copy": True, "multifd": 2, "tls": False}
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_without_a_copy(pair: Pair, old: str, new: str) -> None:
+    """QEMU, which has no rights, may lock its memory for that; cancelled, the next one goes as ever."""
+    pair.here.daemon.create(bootable(old, "a", machine=OLD, cpu=CPU))
+    pair.here.daemon.do("start", "a")
+    here = pair.here.node.instance("a")
+    wait_for_shell(here)
+    say(here, "word=it-is-me; dd if=/dev/urandom of=/tmp/noise bs=1M count=32 2>/dev/null")
+    runtime = here.show().document.runtime
+    assert runtime is not None
+    if not may_lock(runtime.pid, 512 * MIB):
+        pytest.skip(f"we may not let a process lock more than {locks(runtime.pid)} bytes: no CAP_SYS_RESOURCE")
+    before = locks(runtime.pid)
+    number = pair.begin("a", "memory", emulator=str(qemu_of(new)), bandwidth=MIB, **ZERO_COPY)
+    assert before < 256 * MIB < locks(runtime.pid)
+    wait_for(lambda: pair.here.daemon.call("GET", "/v1/instances/a/migration")[1]["progress"]["transferred"] > 0)
+    pair.here.daemon.call("POST", f"/v1/jobs/{number}/cancel")
+    assert ended(pair.here.daemon, number)["state"] == "cancelled"
+    report = pair.move("a", emulator=str(qemu_of(new)), **ZERO_COPY)
+    assert {"multifd", "zero-copy-send"} <= set(report["capabilities"])
+    assert "it-is-me" in say(pair.there.node.instance("a"), "echo $word")
+    report = pair.move("a", back=True, emulator=str(qemu_of(old)))
+    assert not {"multifd", "zero-copy-send"} & set(report["capabilities"])
+    assert "it-is-me" in say(here, "echo $word")
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"tls": True}, "tls with zero-copy-send: it sends memory as it is"),
+        ({"compression": "zstd"}, "zero-copy-send: it sends memory as it is"),
+        ({"multifd": 0}, "zero-copy-send: only multifd does without a copy"),
+        ({"postcopy": True}, "multifd with postcopy-ram"),
+    ],
+)
+def test_what_does_not_go_without_a_copy(pair: Pair, asked: dict[str, Any], why: str) -> None:
+    """Is told, with what to do."""
+    pair.here.daemon.create(bare("10.0", "a"))
+    pair.here.daemon.do("start", "a")
+    runtime = pair.here.node.instance("a").show().document.runtime
+    assert runtime is not None
+    (*locked,) = [each["why"] for each in pair.move("a", check=True, **ZERO_COPY)["blockers"]]
+    may = may_lock(runtime.pid, 512 * MIB)
+    assert locked == ([] if may else ["zero-copy-send: the kernel locks what it has not sent yet"])
+    status, answer = pair.ask("a", **ZERO_COPY | asked)
+    assert (status, answer["code"]) == (409, "migration-blocked")
+    assert any(why in each["why"] and each["remedy"] for each in answer["blockers"]), answer
+    pair.runs_here_alone("a")
 
 
 def test_postcopy_is_refused_where_it_cannot_be(pair: Pair) -> None:
@@ -225,3 +308,29 @@ def test_no_write_is_lost_on_the_way(pair: Pair, version: str) -> None:
     assert report["notices"] == found["notices"]
     assert (report["rounds"] <= 2) is (version == "7.2")
     assert "it-is-well" in say(pair.there.node.instance("a"), "echo it-is-well")
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_over_ipv6(tmp_path: Path, version: str) -> None:
+    """All of it: the daemons' link, the memory, by TLS and by several connections; and a disk by NBD."""
+    with two_nodes(tmp_path, apart=True, ipv6=True) as pair, temporary_node() as node:
+        folder = node.host.paths.state
+        folder.mkdir(mode=0o711, parents=True)
+        image = folder / "disk.img"
+        image.write_bytes(b"it-is-me".ljust(MIB, b"."))
+        pair.there.daemon.end()
+        mount = f'mount -t tmpfs -o mode=711 none {folder} && exec "$@"'
+        pair.there.daemon.under = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+        pair.there.daemon.start()
+        pair.here.daemon.create(bare(version, "a", disks=[{"id": "d", "source": str(image), "format": "raw"}]))
+        pair.here.daemon.do("start", "a")
+        number = pair.begin("a", "memory", copy_disks=True, multifd=2, bandwidth=128 << 10)
+        passage = load(pair.there.paths.instance("a").document).passage
+        assert passage is not None
+        assert passage.listens.startswith("tcp:[fd77::2]:")
+        assert passage.exports.startswith("[fd77::2]:")
+        told = ended(pair.here.daemon, number)
+        assert (told["state"], told["result"]["tls"]) == ("done", True), told["error"]
+        copy = Path(f"/proc/{pair.there.daemon.pid}/root{image}")
+        assert copy.read_bytes() == image.read_bytes()
+        assert pair.there.daemon.rows()["a"]["state"] == "running"
