@@ -1,6 +1,8 @@
 """Live migration of a real running guest, one flow on each side, between versions and over each transport."""
 
+import errno
 import os
+import random
 import signal
 import socket
 import threading
@@ -138,6 +140,32 @@ def test_over_a_descriptor(version: str) -> None:
             moved.here.migrate(fd=one.fileno())
         moved.here.wait_migration(timeout=60)
         check_arrived(moved, since)
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_over_vsock_as_far_as_the_kernel_goes(version: str) -> None:
+    """The target listens. Where nobody is beyond, the source says so in QEMU's own words, and the guest runs on."""
+    with pair(version, version, "q35") as moved:
+        since = time.monotonic()
+        port = random.randrange(1 << 16, 1 << 31)
+        moved.source.hand_over(moved.target)
+        (address,) = moved.there.migrate_incoming(f"vsock:{socket.VMADDR_CID_ANY}:{port}").socket_address
+        assert (address["type"], address["port"]) == ("vsock", str(port))
+        said = ""
+        try:
+            moved.here.migrate(f"vsock:{_LOOPBACK}:{port}")
+            moved.here.wait_migration(timeout=60)
+        except (CommandError, MigrationFailed) as error:
+            said = str(error).rpartition(": ")[2]
+        if said:
+            assert said in _NO_VSOCK
+            assert moved.here.query_status().status == "running"
+        else:
+            check_arrived(moved, since)
+
+
+_LOOPBACK = 1  # VMADDR_CID_LOCAL
+_NO_VSOCK = {os.strerror(number) for number in (errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)}
 
 
 @pytest.mark.parametrize(("source", "target"), [("7.2", "7.2"), ("7.2", "10.0"), ("10.0", "10.0")])
