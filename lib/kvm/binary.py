@@ -26,6 +26,7 @@ PROBE_TIMEOUT: Final = 10.0  # s; it takes 0.2 s: more is a host that swaps, or 
 FORMAT: Final = 1  # of the cache's documents
 _LOCK_TIMEOUT: Final = 2 * PROBE_TIMEOUT  # s; who holds the lock longer does not work on it any more
 _NEAR: Final = 5  # names in an error
+_KEPT: Final = 4  # documents, of 0.3 MB each, that a process keeps decoded
 
 
 class MachineType(Struct, frozen=True, omit_defaults=True):
@@ -131,6 +132,9 @@ class _Document(Struct, frozen=True):
     schema: Raw
 
 
+_last: dict[Path, tuple[_Stamp, _Document | None]] = {}
+
+
 class _Head(Struct, frozen=True):
     """What documents of all formats have."""
 
@@ -192,14 +196,26 @@ def _known(path: Path, cache_dir: Path) -> _Document:
 
 def _read(file: Path, path: Path) -> _Document | None:
     try:
-        data = file.read_bytes()
-        if json.decode(data, type=_Head).format != FORMAT:
-            return None
-        document = json.decode(data, type=_Document)
+        document = _decoded(file)
     except (OSError, DecodeError, UnicodeDecodeError):
+        return None
+    if document is None:
         return None
     true = document.binary.path == os.fspath(path) and all(stamp.holds() for stamp in document.stamps)
     return document if true else None
+
+
+def _decoded(file: Path) -> _Document | None:
+    """What a document of the cache says, which this process reads again once it is another; None: of another format."""
+    stamp, (kept, document) = _Stamp.of(os.fspath(file)), _last.get(file, (None, None))
+    if stamp != kept:
+        data = file.read_bytes()
+        right = json.decode(data, type=_Head).format == FORMAT
+        document = json.decode(data, type=_Document) if right else None
+        while len(_last) >= _KEPT:
+            _last.pop(next(iter(_last)), None)
+        _last[file] = stamp, document
+    return document
 
 
 # -- asking it -----------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_storage(tmp_path: Path, rate: int) -> None:
                 here,
                 "(n=0; while [ ! -e /tmp/enough ]; do n=$((n + 1)); echo $n | "
                 "dd of=/dev/vda bs=4k seek=$((4096 + n % 1999)) conv=sync,fsync 2>/dev/null && echo $n >/tmp/told; "
-                "done; touch /tmp/through) >/dev/null 2>&1 &",
+                "done; touch /tmp/through) >/dev/null 2>&1 & true",
             )
             told = judged(pair, **WAYS["storage"])
             there = pair.there if is_as_told(pair, told) else pair.here
