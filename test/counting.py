@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from drover.kvm.instance import Instance
@@ -59,12 +60,12 @@ class Killed(Witness):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_at(step: str, vm: Instance, act: str, **more: Any) -> None:
+def killed_at(step: str, act: Callable[[], object]) -> None:
     """Do something in a process that is killed when it has written down that a step comes next."""
     if (pid := os.fork()) == 0:
         try:
             with watched_by(Killed(step)):
-                getattr(vm, act)(**more)
+                act()
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL

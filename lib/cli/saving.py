@@ -1,6 +1,9 @@
 """The commands that take a machine from one QEMU to another on its host: by a file, or while it runs."""
 
+from typing import TYPE_CHECKING
+
 import click
+from msgspec import to_builtins
 
 from drover.cli.backend import connected
 from drover.cli.care import confirm, dry_run_option, would, yes_option
@@ -9,6 +12,10 @@ from drover.cli.clerk import no_wait_option
 from drover.cli.complete import instance_argument
 from drover.cli.output import answer, notice, output_option
 from drover.kvm.state import State
+from drover.node.client import RemoteInstance
+
+if TYPE_CHECKING:
+    from drover.kvm.upgrade import Upgraded
 
 
 @click.command
@@ -78,13 +85,33 @@ def upgrade(name: str, emulator: str | None, no_wait: bool, output: str) -> None
     """Have an instance go over to the QEMU that an update has brought, while it runs; nothing if it runs that.
 
     `drover list` marks those whose QEMU was replaced since they were started. A second QEMU is started beside the
-    first, so both need memory for a moment. If it cannot go over, it runs on where it is. Where there cannot be two of
-    it at once, as with a TPM, `drover save` and `drover restore` do it with a pause.
+    first, so both need memory for a moment. It goes over as between two nodes (`drover migrate`), and what it took is
+    told likewise; a guest that writes faster than is sent stands still for the rest at last. If it cannot go over, it
+    runs on where it is. Where there cannot be two of it at once, as with a TPM, `drover save` and `drover restore` do
+    it with a pause.
     """
-    done = connected(no_wait=no_wait).instance(name).upgrade(emulator=path_there(emulator) if emulator else "")
+    there = connected(no_wait=no_wait).instance(name)
+    path = path_there(emulator) if emulator else ""
+    if isinstance(there, RemoteInstance):
+        done = there.upgrade(emulator=path)
+    else:
+        from drover.migration.local import upgrade as go_over  # what a daemon does for us takes long to load
+
+        done = go_over(there, emulator=path)
     for text in done.notices:
         notice(text)
-    version = ".".join(map(str, done.version))
-    text = f"{name} runs on QEMU {version} now; it stood still for {done.blackout * 1000:.0f} ms."
-    told = {"name": name, "moved": done.moved, "version": version, "seconds": done.seconds, "blackout": done.blackout}
-    answer(output, text if done.moved else f"{name} runs on QEMU {version} already.", told)
+    answer(output, _gone_over(name, done), {"name": name, **to_builtins(done), "version": _version(done)})
+
+
+def _gone_over(name: str, done: "Upgraded") -> str:
+    if not done.moved:
+        return f"{name} runs on QEMU {_version(done)} already."
+    text = f"{name} runs on QEMU {_version(done)} now, after {done.seconds:.1f} s; "
+    text += f"it stood still for {done.blackout * 1000:.0f} ms"
+    if done.helped:
+        text += f". Helped on by: {'; '.join(done.helped)}"
+    return f"{text}."
+
+
+def _version(done: "Upgraded") -> str:
+    return ".".join(map(str, done.version))

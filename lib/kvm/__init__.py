@@ -14,7 +14,7 @@
 - :mod:`.handover`  the way of one between two nodes; :mod:`.packing`, what the other one has to know: a :mod:`.parcel`
 - :mod:`.record`  its durable document, changed under a :mod:`.lock` by way of a :mod:`.ledger`
 - :mod:`.saving`  its memory in a :mod:`.memory_file`, and back
-- :mod:`.upgrade`  onto another QEMU of this host while it runs, as where its own is :mod:`.outdated`
+- :mod:`.upgrade`  a second QEMU beside the first, as where that is :mod:`.outdated`; what it is before and after
 - :mod:`.sockets`, :mod:`.logs`  what QEMU serves and writes, made by us
 - :mod:`.tpm`  a TPM beside a QEMU
 - :mod:`.paths`  where everything of it lies

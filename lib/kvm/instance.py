@@ -36,7 +36,6 @@ from .record import Saved, check_settled, load
 from .repair import repair
 from .restart import is_due, later
 from .state import State
-from .upgrade import Upgraded, upgrade
 from .verify import Report
 from .witness import end_if_wanted
 
@@ -151,20 +150,6 @@ class Instance(Devices, Handover):
             if (runtime := ledger.document.runtime) is not None:
                 raise WrongState(self.name, State.PAUSED if runtime.paused else State.RUNNING, State.SAVED)
             return saving.restore(self.host, ledger, file=file, emulator=emulator, paused=paused)
-
-    def upgrade(self, *, emulator: str = "") -> Upgraded:
-        """Have it go over to a new QEMU while it runs, as onto the binary of an update; nothing if it runs that.
-
-        :param emulator: the QEMU, where it is to be another one
-        :returns: what came of it
-        :raises WrongState: it does not run
-        :raises NotSupported: there cannot be two QEMUs of it at once; says what to do instead
-        :raises NoRoom: the host has not the memory for both
-        :raises StartFailed: the new one did not come up; it runs on where it is
-        :raises MigrationError: it did not go over, and runs on where it is
-        """
-        with self._running("upgrade") as (ledger, vm):
-            return upgrade(self.host, ledger, vm, emulator)
 
     def discard(self) -> None:
         """Forget what was saved of it; nothing where nothing is. Its next start boots it."""

@@ -1,53 +1,36 @@
-"""A machine goes over to a second QEMU on its host, while it runs: as onto the binary that an update has brought.
+"""A second QEMU of a machine on its host, onto which it goes while it runs: what there must be, and what is left of it.
 
-The second one is started beside the first, with folders, taps and a control group of its own. All of the machine is
-sent to it over a pair of sockets; then the guest stands still, both QEMUs have all of it, and neither runs. One write
-of the document makes the second one the machine (``switched``), and only then the guest runs on, there, and the first
-one ends. Whoever dies before that write leaves a machine that runs on where it was, after it, one that runs where it
-went.
+One document is the machine's, and says which of two runs is it: one write makes the second one the machine
+(``switched``), and only then the guest runs on, there, and the first one ends. Whoever dies before that write leaves a
+machine that runs on where it was, after it, one that runs where it went. What is done in which order is
+`lib/migration/local.py`'s business; what a failure leaves is settled here, by the document alone.
 """
 
 import os
-import socket
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from ..errors import (
-    CommandError,
-    ConnectionClosed,
-    DroverError,
-    MonitorError,
-    MonitorTimeout,
-    NotSupported,
-    StartFailed,
-    WrongState,
-)
+from ..errors import NotSupported, WrongState
 from ..monitor.connection import QmpConnection
-from ..ops.migration import MigrationInfo, Progress
-from ..ops.migration_settings import UNLIMITED, USUAL_BANDWIDTH, loses_writes
-from . import launch, room
-from .ending import QUIT_GRACE, end_other, end_process, log_tail, release_group, release_links
-from .handover import SOURCE, TARGET
+from ..ops.migration_settings import USUAL_BANDWIDTH
+from . import room
+from .ending import QUIT_GRACE, end_other, end_process, release_group, release_links
 from .host import Host
 from .kinds import connect_nics
 from .ledger import Ledger
 from .outdated import is_outdated
 from .packing import check_portable, parcel_of
+from .parcel import Parcel
 from .paths import InstancePaths
-from .record import SWITCHED, UPGRADE, has_switched, runtime_of
+from .record import SWITCHED, UPGRADE, Document, Runtime, runtime_of
 from .spec import Spec
-from .witness import end_if_wanted, witness
 
-# Seconds that the guest may run on meanwhile. Who writes to its memory faster than it is copied stands still then.
-_PATIENCE: Final = 60.0
-# Seconds for the rest once it stands still, when nothing has to be sent twice.
-_REST: Final = 600.0
-_TOLD: Final = 5.0  # seconds for an event that has happened
-_MARK: Final = "b"
+# What a record of who may run the machine says while it is on no way: see `lib/store/owner.py`.
+_AT_REST: Final = "running"
 
 
 class Upgraded(Struct, frozen=True, kw_only=True):
@@ -56,7 +39,11 @@ class Upgraded(Struct, frozen=True, kw_only=True):
     :ivar moved: it went over; not where it runs what it was to run
     :ivar version: of QEMU, now
     :ivar seconds: that it took
-    :ivar blackout: seconds that the guest stood still
+    :ivar blackout: seconds that the guest stood still, by our clock
+    :ivar qemu_blackout: and by QEMU's
+    :ivar steps: seconds for each step
+    :ivar transferred: bytes of memory that were sent, in `rounds` rounds
+    :ivar helped: what was done so that it came to its end
     :ivar notices: in words
     """
 
@@ -64,37 +51,52 @@ class Upgraded(Struct, frozen=True, kw_only=True):
     version: tuple[int, int, int]
     seconds: float = 0.0
     blackout: float = 0.0
+    qemu_blackout: float = 0.0
+    steps: dict[str, float] = {}
+    transferred: int = 0
+    rounds: int = 0
+    helped: list[str] = []
     notices: list[str] = []
 
 
-class _Beside(Ledger):
-    """The document as the second QEMU's, whose run is written into that of the machine."""
+class Beside(Ledger):
+    """The document as the second QEMU's, whose run is written into that of the machine.
 
-    def __init__(self, main: Ledger) -> None:
+    :param writing: held by whoever writes that
+    """
+
+    def __init__(self, main: Ledger, writing: threading.Lock) -> None:
         super().__init__(main.paths.beside, structs.replace(main.document, runtime=main.document.other))
         self._main = main
+        self._writing = writing
 
     def step(self, step: str, **arguments: Any) -> None:
-        self._main.document.other = self.document.runtime
-        self._main.step(step, **arguments)
+        with self._writing:
+            self._main.document.other = self.document.runtime
+            self._main.step(step, **arguments)
 
     def save(self) -> None:
-        self._main.document.other = self.document.runtime
-        self._main.save()
+        with self._writing:
+            self._main.document.other = self.document.runtime
+            self._main.save()
 
 
-def upgrade(host: Host, ledger: Ledger, vm: QmpConnection, emulator: str = "") -> Upgraded:
-    """Have a machine that runs go over to a QEMU that is started for it. If that fails, it runs on where it is.
+def is_wanted(old: Runtime, emulator: str) -> bool:
+    """Whether it runs another QEMU than it is to run.
 
-    :param emulator: the QEMU, where it is to be another one; the next starts have it, too
-    :raises NotSupported: there cannot be two QEMUs of it at once; says what to do instead
-    :raises NoRoom: the host has not the memory for both
-    :raises StartFailed: the second one did not come up
-    :raises MigrationError: it did not go over
+    :param old: what runs
+    :param emulator: the QEMU, where it is to be another one
     """
-    old = runtime_of(ledger.document)
-    if not is_outdated(old) and emulator in ("", old.emulator):
-        return Upgraded(moved=False, version=old.version)
+    return is_outdated(old) or emulator not in ("", old.emulator)
+
+
+def parcel_for(old: Runtime, vm: QmpConnection, emulator: str) -> tuple[Parcel, bool]:
+    """The machine, as a second QEMU is to have it; and whether it is to stand still there.
+
+    :param vm: a connection to the first one
+    :raises NotSupported: there cannot be two QEMUs of it at once; says what to do instead
+    :raises WrongState: it neither runs nor is paused
+    """
     check_portable(old)
     parcel = parcel_of(old, vm)
     if emulator:
@@ -102,29 +104,39 @@ def upgrade(host: Host, ledger: Ledger, vm: QmpConnection, emulator: str = "") -
     _check_twice(parcel.spec)
     status = vm.query_status().status
     if status not in ("running", "paused"):
-        raise WrongState(ledger.name, status, "running or paused")
-    began, paused = time.monotonic(), old.paused or status == "paused"
+        raise WrongState(old.spec.name, status, "running or paused")
+    return parcel, old.paused or status == "paused"
+
+
+def intend(host: Host, ledger: Ledger, parcel: Parcel, *, paused: bool, emulator: str) -> None:
+    """Write down that it goes over to a second QEMU. The memory for that is promised to it from then on.
+
+    :raises NoRoom: the host has not so much
+    """
     with room.let_in(host.paths, parcel.spec):
-        ledger.begin(UPGRADE, paused=paused, emulator=emulator)
-    beside = _Beside(ledger)
-    try:
-        new, notices = launch.start_beside(host, beside, parcel, "" if old.mark else _MARK)
-        with new:
-            stood = _send(ledger, vm, new, blind=loses_writes(old.accelerator, old.version))
-            runs, unconnected = _switch(ledger, new, paused)
-    except BaseException as error:
-        _undo(host, ledger, vm, error)
-        raise
-    with suppress(MonitorError):  # what counts is its end
-        vm.quit()
-    notices += [*unconnected, *finish_switch(host, ledger)]
-    _complete(ledger)
-    return Upgraded(moved=True, version=runtime_of(ledger.document).version, seconds=time.monotonic() - began,
-                    blackout=0.0 if paused else max(0.0, runs - stood), notices=notices)  # fmt: skip
+        ledger.begin(UPGRADE, paused=paused, emulator=emulator, phase=_AT_REST)
+
+
+def exchange(document: Document) -> None:
+    """Make the other one of the two QEMUs the machine. Not written yet."""
+    old, other = document.runtime, document.other
+    assert old is not None
+    assert other is not None
+    other.paused = old.paused
+    document.runtime, document.other, document.generation = other, old, other.generation
+
+
+def complete(ledger: Ledger) -> None:
+    """Write down that the second QEMU is the machine for good."""
+    document, pending = ledger.document, ledger.document.pending
+    assert pending is not None
+    if emulator := pending.arguments["emulator"]:
+        document.spec = structs.replace(document.spec, emulator=emulator)
+    ledger.commit()
 
 
 def mend_upgrade(host: Host, ledger: Ledger, vm: QmpConnection) -> list[str]:
-    """Finish a move that was cut off.
+    """Finish a move that was cut off, or failed.
 
     :param vm: the QEMU that is the machine: :func:`finish_switch` has been called, where that is due
     """
@@ -134,9 +146,9 @@ def mend_upgrade(host: Host, ledger: Ledger, vm: QmpConnection) -> list[str]:
         _take_back(host, ledger, vm)
         return ["its upgrade was cut off: it runs on where it was"]
     notices = connect_nics(runtime_of(ledger.document))
-    if not runtime_of(ledger.document).paused and vm.query_status().status == "paused":
+    if not pending.arguments["paused"] and vm.query_status().status == "paused":
         vm.cont()
-    _complete(ledger)
+    complete(ledger)
     return ["its upgrade was cut off, and is completed", *notices]
 
 
@@ -178,98 +190,6 @@ def _alone(spec: Spec) -> Iterator[str]:
             yield f"nics[{index}].mode {nic.mode}"
         elif nic.forwards:
             yield f"nics[{index}].forwards"
-
-
-def _send(ledger: Ledger, vm: QmpConnection, new: QmpConnection, *, blind: bool) -> float:
-    """Send the machine, until both have all of it and neither runs.
-
-    :param blind: the guest is to stand still from the beginning
-    :returns: Unix time since when it does
-    """
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        new.reset_migration_capabilities(TARGET)
-        new.migrate_incoming(fd=theirs.fileno())
-        vm.disarm_tls()  # of a migration before
-        vm.reset_migration_capabilities({**SOURCE, "auto-converge": True})
-        vm.set_migration_parameters({"max-bandwidth": UNLIMITED})
-        mark = vm.event_mark()
-        if blind:
-            vm.stop()
-        ledger.step("send")
-        vm.migrate(fd=ours.fileno())
-    _converge(ledger, vm)
-    vm.migrate_continue()
-    vm.wait_migration(timeout=_REST)
-    try:
-        if (status := new.wait_incoming(timeout=_REST).status) != "paused":
-            raise WrongState(ledger.name, status, "paused")
-    except ConnectionClosed as error:
-        raise StartFailed(ledger.name, "the second QEMU did not take the machine", log_tail(ledger)) from error
-    with suppress(MonitorTimeout):  # it stood still before
-        return vm.wait_event("STOP", since=mark, timeout=0).timestamp
-    return time.time()
-
-
-def _converge(ledger: Ledger, vm: QmpConnection) -> None:
-    try:
-        vm.wait_migration(until=("pre-switchover",), progress=_teller(ledger.name), timeout=_PATIENCE)
-    except MonitorTimeout:
-        vm.stop()  # the guest writes faster than is sent
-        vm.wait_migration(until=("pre-switchover",), progress=_teller(ledger.name), timeout=_REST)
-
-
-def _teller(name: str) -> Progress:
-    def tell(info: MigrationInfo) -> None:
-        end_if_wanted(name, UPGRADE)
-        witness().progress(info.ram.total - info.ram.remaining, info.ram.total, "bytes")
-
-    return tell
-
-
-def _switch(ledger: Ledger, new: QmpConnection, paused: bool) -> tuple[float, list[str]]:
-    """From here on the second one is the machine.
-
-    :returns: Unix time since when it runs, and notices, in words
-    """
-    document, mark = ledger.document, new.event_mark()
-    old, other = document.runtime, document.other
-    assert old is not None
-    assert other is not None
-    other.paused = old.paused
-    document.runtime, document.other, document.generation = other, old, other.generation
-    ledger.step(SWITCHED)
-    notices = connect_nics(other)
-    if paused:
-        return time.time(), notices
-    try:
-        new.cont()
-    except CommandError:  # it has not run
-        document.runtime, document.other, document.generation = old, other, old.generation
-        ledger.step("send")
-        raise
-    new.announce_arrival()
-    with suppress(MonitorTimeout):
-        return new.wait_event("RESUME", since=mark, timeout=_TOLD).timestamp, notices
-    return time.time(), notices
-
-
-def _complete(ledger: Ledger) -> None:
-    document, pending = ledger.document, ledger.document.pending
-    assert pending is not None
-    if emulator := pending.arguments["emulator"]:
-        document.spec = structs.replace(document.spec, emulator=emulator)
-    ledger.commit()
-
-
-def _undo(host: Host, ledger: Ledger, vm: QmpConnection, error: BaseException) -> None:
-    """After a failure: it runs on where it was. Where even that fails, the intent stays, for whoever comes next."""
-    if has_switched(ledger.document):
-        return  # there is no way back any more: whoever comes next goes on
-    try:
-        _take_back(host, ledger, vm)
-    except (DroverError, OSError) as failure:
-        error.add_note(f"undo of the upgrade failed: {failure}")
 
 
 def _take_back(host: Host, ledger: Ledger, vm: QmpConnection) -> None:

@@ -18,6 +18,9 @@ Whether it comes to its end in time is for others to say, as pure:
 - :mod:`.forecast`  how a guest makes memory dirty, and what becomes of precopy then
 - :mod:`.budget`  one link's bandwidth, shared by the migrations that run over it
 
+With real QEMUs: :mod:`.driver`, with :mod:`.source`, :mod:`.target` and :mod:`.pace`; what is told of it,
+:mod:`.account`; with both sides on one host, :mod:`.local`.
+
 What it shows by TLS, made anew for each: :mod:`.credentials`.
 
 Its disks:

@@ -62,11 +62,13 @@ class Newcomer(Struct, frozen=True, kw_only=True):
     :ivar machine: its name
     :ivar process: the process that is to take it, as the record will name it
     :ivar epoch: the record's while the machine is on its way
+    :ivar paused: it is to stand still here
     """
 
     machine: str
     process: Owner
     epoch: int
+    paused: bool = False
 
 
 class Known:
@@ -119,11 +121,11 @@ class Known:
 
     def may_run(self) -> bool:
         """The record names it, and it has the machine and does not run. Never before: QEMU would run it too early."""
-        return self.named and self.qemu.status in LOADED and self.qemu.run == "paused"
+        return self._stands() and not self.it.paused
 
     def runs(self) -> bool:
-        """It runs, as it may."""
-        return self.named and self.qemu.run == "running"
+        """It runs, as it may; or stands still, as it is to."""
+        return (self.named and self.qemu.run == "running") or (self._stands() and self.it.paused)
 
     def overtaken(self) -> bool:
         """The record has a later epoch and names another: this process is never to run."""
@@ -138,6 +140,9 @@ class Known:
         """The record says that it runs here, or has gone on from there."""
         owner = self.owner
         return owner is not None and owner.age > (self.it.epoch + 1, 2)
+
+    def _stands(self) -> bool:
+        return self.named and self.qemu.status in LOADED and self.qemu.run == "paused"
 
 
 Moves: TypeAlias = tuple[tuple[Callable[[Known], bool], Arrived], ...]

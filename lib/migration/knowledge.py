@@ -33,6 +33,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     :ivar storage: it has disks that go along
     :ivar postcopy: it may be finished by postcopy; both sides have the capability on
     :ivar slow: it may stand still for long at the switch, while much of its memory goes over
+    :ivar paused: the machine is to stand still: nobody has it run, wherever it is
     """
 
     machine: str
@@ -41,6 +42,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     storage: bool = False
     postcopy: bool = False
     slow: bool = False
+    paused: bool = False
 
 
 class Knowledge:
@@ -245,8 +247,9 @@ class Knowledge:
         return source.status in ENDED and source.run not in HELD
 
     def source_runs(self) -> bool:
-        """The machine runs there."""
-        return bool(self.heard & SOURCE) and self.source.run == "running"
+        """The machine runs there, or stands still as it is to."""
+        stands = self.plan.paused and not self.outstanding
+        return bool(self.heard & SOURCE) and (self.source.run == "running" or stands)
 
     def source_final(self) -> bool:
         """It has sent all, and never runs by itself: the one state that QEMU does not leave; or it is dead."""
@@ -306,8 +309,8 @@ class Knowledge:
         return self.target.gone or bool(self.target.refused) or self.target.status == "failed"
 
     def target_runs(self) -> bool:
-        """The machine runs there."""
-        return self.target.run == "running" and not self.target.gone
+        """The machine runs there, or stands still as it is to."""
+        return self.target.run == ("paused" if self.plan.paused else "running") and not self.target.gone
 
     def target_done(self) -> bool:
         """It has all of the machine."""

@@ -83,7 +83,7 @@ class Pace:
         source: Source,
         terms: Terms,
         at: Callable[[], float],
-        told: Callable[[View], None],
+        told: Callable[[View], object],
         uses: Callable[[float, float], None],
         keep: Callable[[Setting], Awaitable[None]],
         setting: Setting | None = None,
@@ -168,8 +168,11 @@ class Pace:
                 self.pulled.append("postcopy")
             self._driver.hear(GoPostcopy())
         elif advice.act is Act.GIVE_UP and not self.gave_up:
-            self.gave_up = str(advice.why)
-            self._driver.hear(Cancel())
+            self._give_up(str(advice.why))
+
+    def _give_up(self, why: str) -> None:
+        self.gave_up = why
+        self._driver.hear(Cancel())
 
     async def _set(self, wanted: dict[str, int]) -> None:
         if self._source.qemu is None:

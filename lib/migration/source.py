@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ..errors import DroverError, JobError, MigrationError, MonitorError, WrongState
 from ..kvm import logs
@@ -17,10 +17,12 @@ from ..kvm.handover import Settings, source_settings
 from ..kvm.host import Host
 from ..kvm.keys import Keys, are_placed, folder_of, place, sweep
 from ..kvm.ledger import Ledger, opened
+from ..kvm.lock import LOCK_TIMEOUT
 from ..kvm.mend import attach
 from ..kvm.process import stuck
 from ..kvm.record import LEAVE, Passage, Runtime, check_settled, runtime_of
 from ..kvm.state import State
+from ..monitor.connection import QmpConnection
 from ..ops.migration_tls import CREDENTIALS
 from ..ops.mirrors import Mirror, MirrorProgress
 from ..ops.nbd import Nbd
@@ -47,15 +49,19 @@ log = logging.getLogger("drover.migration")
 class Departure:
     """A machine that is to leave, in the hands of whoever moves it: nobody else changes it meanwhile.
 
+    :cvar operation: what it is taken for
     :ivar ledger: its document
     :ivar need: what it needs of the other node; None where it cannot be asked any more
     :ivar capabilities: of migration, that its QEMU has
     :ivar theirs: keys of TLS for the other side; None where there are none, or are known no more
     """
 
-    def __init__(self, host: Host, name: str) -> None:
+    operation: ClassVar[str] = "migrate"
+
+    def __init__(self, host: Host, name: str, lock_timeout: float = LOCK_TIMEOUT) -> None:
         self.host = host
         self._name = name
+        self._lock_timeout = lock_timeout
         self._stack = ExitStack()
         self.need: Need | None = None
         self.capabilities: frozenset[str] = frozenset()
@@ -72,15 +78,14 @@ class Departure:
         :raises WrongState: it does not run
         """
         with ExitStack() as stack:
-            self.ledger = stack.enter_context(opened(self.host.paths, self._name, "migrate"))
+            self.ledger = stack.enter_context(opened(self.host.paths, self._name, self.operation, self._lock_timeout))
             if not again:
                 check_settled(self.ledger.document, State.RUNNING)
                 with ExitStack() as talk:
                     _, vm = attach(self.host, self.ledger, ANSWER_TIMEOUT, talk)
                     if vm is None:
                         raise WrongState(self._name, State.STOPPED, State.RUNNING)
-                    self.need = examined(runtime_of(self.ledger.document), vm)
-                    self.capabilities = frozenset(vm.get_migration_capabilities())
+                    self._examine(vm)
             self._stack = stack.pop_all()
 
     def place(self, keys: Keys) -> None:
@@ -143,6 +148,10 @@ class Departure:
     def close(self) -> None:
         """Let go of it."""
         self._stack.close()
+
+    def _examine(self, vm: QmpConnection) -> None:
+        self.need = examined(runtime_of(self.ledger.document), vm)
+        self.capabilities = frozenset(vm.get_migration_capabilities())
 
 
 class Source(Side):

@@ -19,6 +19,7 @@ from ..kvm.keys import are_placed, sweep
 from ..kvm.kinds import connect_nics
 from ..kvm.ledger import Ledger, opened
 from ..kvm.node import Node
+from ..kvm.process import Process
 from ..kvm.record import replace
 from ..ops.migration_tls import AUTHORIZED, CREDENTIALS
 from . import disks
@@ -72,23 +73,73 @@ class Keep:
             self._plan.unlink()
 
 
-class Target(Incoming):
-    """The QEMU that waits, and what is kept of it.
+class Waiting(Incoming):
+    """A QEMU that waits for its machine, wherever that comes from.
+
+    :ivar hear: called with what it says; to be set before anything is done
+    """
+
+    hear: Callable[[QemuSaid], None]
+
+    def __init__(self) -> None:
+        self._qemu: Qemu | None = None
+        self._announcing: asyncio.Task[None] | None = None
+
+    async def ask(self) -> QemuSaid:
+        return GONE if self._qemu is None else await self._qemu.ask()
+
+    async def kill(self) -> None:
+        if self._qemu is not None:
+            await end(self._qemu)
+        self.hear(GONE)
+
+    async def close(self) -> None:
+        """Let go of it; it goes on."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._announcing
+        if self._qemu is not None:
+            await self._qemu.close()
+
+    def _listen(self, path: Path, process: Process) -> None:
+        """Begin to listen to it.
+
+        :param path: of its control socket
+        """
+        self._qemu = Qemu(path, process, self.hear, trusts_events=True)
+        self._qemu.start()
+
+    async def _run(self) -> None:
+        await self._told.tell(lambda vm: vm.cont())
+        self._announcing = asyncio.create_task(self._announce())  # nobody waits for that
+
+    async def _announce(self) -> None:
+        with suppress(DroverError):  # its QEMU announces it by itself, too, if later
+            await self._told.tell(lambda vm: vm.announce_arrival())
+
+    @property
+    def _told(self) -> Qemu:
+        if self._qemu is None:
+            raise MonitorError("its process is dead")
+        return self._qemu
+
+
+class Target(Waiting):
+    """The QEMU that waits for a machine of another node, and what is kept of it.
 
     :ivar listens: where it listens, in QEMU's words; empty: nowhere yet
     :ivar exports: where it exports disks, a host and a port; empty: nowhere
     :ivar ledger: its document; None before it is launched, or where there is none any more
     :ivar at: the address of this host that it is to listen at, as the other node reaches it
-    :ivar hear: called with what it says; to be set before anything is done
     :ivar console: what its guest wrote last on its console before it came
     :param name: of the machine
     :param host: see `at`
     :param invitation: None where it was launched by an earlier life of the daemon
     """
 
-    hear: Callable[[QemuSaid], None]
-
     def __init__(self, node: Node, name: str, host: str, invitation: Invitation | None = None) -> None:
+        super().__init__()
         self.listens = self.exports = ""
         self.console = b""
         self.ledger: Ledger | None = None
@@ -99,11 +150,6 @@ class Target(Incoming):
         self._stack = ExitStack()
         self._again = invitation is None
         self._keep = Keep(node.host.paths.along, name)
-        self._qemu: Qemu | None = None
-        self._announcing: asyncio.Task[None] | None = None
-
-    async def ask(self) -> QemuSaid:
-        return GONE if self._qemu is None else await self._qemu.ask()
 
     async def launch(self) -> None:
         asked = self._invitation
@@ -127,9 +173,7 @@ class Target(Incoming):
             self.listens, self.exports = passage.listens, passage.exports
         process = running(self._node.host, self.ledger)
         if process is not None:
-            path = self.ledger.paths.socket("control")
-            self._qemu = Qemu(path, process, self.hear, trusts_events=True)
-            self._qemu.start()
+            self._listen(self.ledger.paths.socket("control"), process)
 
     async def go_over(self) -> None:
         """Export the disks: what is beneath them is there."""
@@ -141,12 +185,7 @@ class Target(Incoming):
             plan = await asyncio.to_thread(self._keep.plan)
             await self._told.tell(lambda vm: vm.perform(lambda port: disks.close(port, plan)))
         await asyncio.to_thread(self._make_ready)
-        await self._told.tell(lambda vm: vm.cont())
-        self._announcing = asyncio.create_task(self._announce())  # nobody waits for that
-
-    async def _announce(self) -> None:
-        with suppress(DroverError):  # its QEMU announces it by itself, too, if later
-            await self._told.tell(lambda vm: vm.announce_arrival())
+        await self._run()
 
     def _make_ready(self) -> None:
         """Let packets through to it from now on, and its console go on. What of that cannot be keeps it from nothing.
@@ -171,11 +210,6 @@ class Target(Incoming):
         uri = f"tcp:{_bracketed(self.at)}:0"
         await qemu.tell(lambda vm: vm.migrate_recover(uri))
         await self._listens_at(_uri((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, self.at))
-
-    async def kill(self) -> None:
-        if self._qemu is not None:
-            await end(self._qemu)
-        self.hear(GONE)
 
     async def has_all(self) -> None:
         """Wait until nothing of it is left on the other side, or its QEMU has ended."""
@@ -216,12 +250,7 @@ class Target(Incoming):
 
     async def close(self) -> None:
         """Let go of it; it goes on."""
-        if self._announcing is not None:
-            self._announcing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._announcing
-        if self._qemu is not None:
-            await self._qemu.close()
+        await super().close()
         self._stack.close()
 
     async def _serve(self, plan: Plan, *, secured: bool) -> None:
@@ -246,12 +275,6 @@ class Target(Incoming):
         if self.ledger is not None and (passage := self.ledger.document.passage) is not None:
             self.ledger.document.passage = passage.heard_at(self.listens, self.exports)
             self.ledger.save()
-
-    @property
-    def _told(self) -> Qemu:
-        if self._qemu is None:
-            raise MonitorError("its process is dead")
-        return self._qemu
 
     def _take(self) -> None:
         try:

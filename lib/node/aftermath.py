@@ -13,6 +13,7 @@ from msgspec import Struct, to_builtins
 from ..kvm.kinds import KINDS
 from ..kvm.node import Node
 from ..kvm.record import Document, load, public_saved
+from ..kvm.upgrade import Upgraded
 from ..qmp.ready import ready
 
 
@@ -142,7 +143,7 @@ def _saved(was: Before, now: Now, params: Any) -> Verdict:
 def _upgraded(was: Before, now: Now, params: Any) -> Verdict:
     runtime = now.document.runtime if now.document and now.document.spec.uuid == was.uuid else None
     if runtime is not None and runtime.generation > was.generation:
-        return Done({"moved": True, "version": list(runtime.version), "seconds": 0.0, "blackout": 0.0, "notices": []})
+        return Done(to_builtins(Upgraded(moved=True, version=runtime.version)))
     return _in_its_run(was, now, params)
 
 

@@ -27,6 +27,7 @@ from ..kvm.process import may_lock
 from ..kvm.record import runtime_of
 from ..kvm.witness import witness
 from ..migration import storage
+from ..migration.account import tell
 from ..migration.checks import Manner, Need, There, compare, goes_along, losing
 from ..migration.combinations import Feature, Have
 from ..migration.credentials import Halves, issue
@@ -34,7 +35,6 @@ from ..migration.forecast import Setting
 from ..migration.knowledge import Plan
 from ..migration.letters import Invitation
 from ..migration.means import MEANS, Means, Terms, Wishes, agree, arming
-from ..migration.pace import View
 from ..migration.source import Departure, to_lock
 from ..migration.states import State
 from ..migration.words import Begin, Confirmed, End, Result
@@ -277,10 +277,8 @@ class Departures:
             except queue.Empty:
                 pass
             else:
-                if isinstance(news, View):
-                    _tell(news)
-                elif news is not None:
-                    witness().step(news)
+                if news is not None:
+                    tell(news)
             if witness().wants_end() and not going.cancelled:
                 self._loop.call_soon_threadsafe(going.cancel)
                 going.cancelled = True
@@ -345,15 +343,6 @@ class Departures:
             settings=going.journey.target, emulator=going.journey.emulator,
             disks=going.journey.disks, keys=going.departure.theirs,
         )  # fmt: skip
-
-
-def _tell(view: View) -> None:
-    megabytes = view.dirty_rate / 1e6
-    text = f"{view.percent:.0f} %, round {view.rounds}, {megabytes:.1f} MB/s made dirty"
-    if view.blackout is not None:
-        text += f", it is expected to stand still for {view.blackout * 1000:.0f} ms"
-    done, of = view.transferred, view.transferred + view.remaining
-    witness().progress(done, of, "bytes", eta=view.eta, detail=text)
 
 
 def _with_bitmaps(disks: storage.Plan, source: Settings, target: Settings) -> tuple[Settings, Settings]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..kvm.state import State
+from ..migration.account import Account
 from ..migration.driver import Driver
 from ..migration.forecast import Setting
 from ..migration.letters import Did, Invitation, Said
@@ -25,7 +26,6 @@ from .shares import Shares
 
 # Steps that take their time, and in which a question more does no harm.
 _IDLE: Final = (Step.STORAGE, Step.MEMORY)
-_TELL_EVERY: Final = 0.5  # s between two words of how far it is
 
 
 class Going:
@@ -56,18 +56,13 @@ class Going:
         self.cancelled = False
         self.source = Source(departure.host, departure, journey.source, journey.disks, journey.peer)
         self._model = model
-        self._began = time.monotonic() - max(0.0, time.time() - journey.began)
-        self._steps: list[tuple[Step, float]] = []
-        self._stood: float | None = None
-        self._ran: float | None = None
-        self._told_at = 0.0
-        self._alarms: list[str] = []
+        self._account = Account(time.monotonic() - max(0.0, time.time() - journey.began), self.news.put)
         asked = plan.machine, plan.target.incarnation, partial(invite, self)
         self._peer = LinkPeer(to, *asked, departure.console, self._says, self._linked)
         self.driver = Driver(Machine(plan), register, self.source, self._peer, self._told)
         self.source.hear = self.driver.hear
         self.source.broke = lambda why: self.driver.hear(SourceDid(SourceVerb.SEND, why))
-        asked_of = journey.terms, self._at, self._seen, self._uses, keep
+        asked_of = journey.terms, self._account.at, self._seen, self._uses, keep
         self.pace = Pace(self.driver, self.source, *asked_of, journey.setting)
         self.source.levers = self.pace.levers
         self.source.go_over = self._peer.go_over
@@ -119,32 +114,14 @@ class Going:
 
     def report(self) -> dict[str, Any]:
         """What is told at the end."""
-        steps, now = self._steps, time.monotonic()
-        ends = [at for _, at in steps[1:]] + [now]
-        seconds: dict[str, float] = {}
-        for (step, at), end in zip(steps, ends, strict=True):
-            seconds[step.value] = round(seconds.get(step.value, 0.0) + end - at, 4)
-        seconds.pop(Step.END.value, None)
-        view, qemu = self.pace.view, self.source.qemu
-        told: dict[str, Any] = {
-            "node": self.journey.plan.target.node,
-            "seconds": round(now - self._began, 4),
-            "steps": seconds,
-            "transferred": view.transferred,
-            "rounds": view.rounds,
-            "helped": self.pace.pulled,
-            "alarms": self._alarms,
-            "notices": list(self.journey.notices),
-            "tls": bool(self.journey.peer),
-            "capabilities": sorted(name for name, on in self.journey.source.capabilities.items() if on),
+        journey = self.journey
+        told = {
+            "node": journey.plan.target.node,
+            "notices": list(journey.notices),
+            "tls": bool(journey.peer),
+            "capabilities": sorted(name for name, on in journey.source.capabilities.items() if on),
         }
-        if qemu is not None:
-            ram = qemu.info.ram
-            told |= {"transferred": ram.transferred, "rounds": ram.dirty_sync_count}
-            told["qemu_blackout_ms"] = qemu.info.downtime
-        if self._stood is not None and self._ran is not None:
-            told["blackout_ms"] = round((self._ran - self._stood) * 1000, 1)
-        return told
+        return told | self._account.report(self.pace, self.source.qemu)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -153,9 +130,6 @@ class Going:
             await self.pace.set_again()
         await self.pace.run()
 
-    def _at(self) -> float:
-        return time.monotonic() - self._began
-
     def _says(self, letter: Said | Did) -> None:
         """The other node says something."""
         self.source.where = letter.listens or self.source.where
@@ -163,8 +137,8 @@ class Going:
             self.driver.hear(letter.did)
             return
         self.source.exports = letter.disks or self.source.exports
-        if letter.said.run == "running" and self._ran is None:
-            self._ran = time.monotonic()
+        if letter.said.run == "running":
+            self._account.runs()
         self.driver.hear(letter.said)
         self.pace.grant("theirs", letter.granted)
 
@@ -179,10 +153,7 @@ class Going:
         self.driver.linked()
 
     def _seen(self, view: View) -> None:
-        now = time.monotonic()
-        if now >= self._told_at + _TELL_EVERY:
-            self._told_at = now
-            self.news.put(view)
+        if self._account.seen(view):
             self._show()
 
     def _lend(self, step: Step) -> None:
@@ -196,11 +167,7 @@ class Going:
         step = self.driver.machine.step
         if step is Step.MEMORY:
             self.source.watch_over()
-        if step is Step.SWITCHOVER and self._stood is None:
-            self._stood = time.monotonic()
-        if not self._steps or self._steps[-1][0] is not step:
-            self._steps.append((step, time.monotonic()))
-            self.news.put(step)
+        if self._account.comes_to(step):
             self._lend(step)
         self._show()
 
@@ -211,8 +178,8 @@ class Going:
         text = f"it goes to {self.journey.plan.target.node}: {machine.step}"
         if alarm is not None:
             text = f"{alarm.text}: {alarm.command}"
-            if text not in self._alarms:
-                self._alarms.append(text)
+            if text not in self._account.alarms:
+                self._account.alarms.append(text)
         elif machine.step in _IDLE and self.pace.view.total:
             text += f", {self.pace.view.percent:.0f} %"
         self._model.show(self.journey.plan.machine, document, State.MIGRATING, text)

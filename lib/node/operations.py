@@ -17,6 +17,7 @@ from ..kvm.spec import Disk, Nic, Spec, UsbDevice, VfioDevice, completed, parse,
 from ..kvm.spec.reader import Reader
 from ..kvm.state import State
 from ..kvm.witness import end_if_wanted, witness
+from ..migration.local import upgrade
 from ..qmp.redact import HIDDEN, redact
 from . import guest, passages
 from . import parameters as p
@@ -133,7 +134,7 @@ _ACTS: Final[tuple[tuple[str, type[Struct] | None, Callable[[Instance, Any], Any
     ("save", p.Save, lambda vm, it: {"saved": public_saved(vm.save(file=it.file))},
      "Write its memory into a file, and end its QEMU."),
     ("restore", p.Restore, lambda vm, it: {"notices": vm.restore(**_fields(it))}, "Start it as it was when saved."),
-    ("upgrade", p.Upgrade, lambda vm, it: vm.upgrade(emulator=it.emulator),
+    ("upgrade", p.Upgrade, lambda vm, it: upgrade(vm, emulator=it.emulator),
      "Have it go over to the QEMU of an update, while it runs."),
     ("discard", p.Nothing, lambda vm, it: vm.discard(), "Forget what was saved of it."),
     ("stop", p.Stop, lambda vm, it: {"stop": vm.stop(timeout=it.timeout, force=it.force)}, "Shut it down."),

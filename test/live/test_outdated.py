@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from commands import Host, host_with
 from instances import bare
 from machines import qemu_of
+from waiting import wait_for
 
 
 @pytest.mark.parametrize("daemon", [False, True], ids=["alone", "daemon"])
@@ -31,6 +33,34 @@ def test_one_that_was_replaced(daemon: bool, how: str) -> None:
         assert marked(host) == (True, True)
         host("kill", "a")
         assert marked(host) == (False, False)
+
+
+@pytest.mark.parametrize("daemon", [False, True], ids=["alone", "daemon"])
+def test_one_that_goes_over_to_what_has_taken_its_place(daemon: bool) -> None:
+    """It is told as a move between two nodes is: how far it is, and at the end what it took."""
+    with host_with(daemon) as host:
+        emulator = host.top / "bin" / "qemu"
+        emulator.parent.mkdir()
+        shutil.copy(qemu_of("7.2"), emulator)
+        for name in ("lib", "share"):
+            (host.top / name).symlink_to(f"/usr/{name}")
+        host("create", host.write(bare("7.2", "a", emulator=str(emulator))))
+        host("start", "a")
+        assert "a runs on QEMU 7.2" in host("upgrade", "a")
+        replaced(emulator, "over it")
+        wait_for(lambda: marked(host) == (True, True), 30)  # a daemon looks now and then
+        told = host("upgrade", "a")
+        assert re.search(r"^a runs on QEMU 7\.2\.\d+ now, after [\d.]+ s; it stood still for \d+ ms", told)
+        wait_for(lambda: marked(host) == (False, False), 30)
+        replaced(emulator, "over it")
+        told = json.loads(host("upgrade", "a", "-o", "json"))
+        assert (told["moved"], told["notices"], told["rounds"] > 0) == (True, [], True)
+        assert told["steps"].keys() >= {"prepare", "memory", "switchover", "commit", "finish"}
+        assert 0 < told["blackout"] < told["seconds"]
+        if daemon:
+            jobs = [job for job in json.loads(host("jobs", "-o", "json")) if job["kind"] == "upgrade"]
+            steps = [[step["name"] for step in job["steps"]] for job in jobs]
+            assert all({"prepare", "memory", "send", "switchover", "switched"} <= set(names) for names in steps[:2])
 
 
 def replaced(emulator: Path, how: str) -> None:

@@ -282,7 +282,7 @@ def test_killed_while_it_saves(node: Node, version: str, step: str, tmp_path: Pa
     vm = made(node, version)
     before = counted(vm)
     target = tmp_path / "memory"
-    killed_at(step, vm, "save", file=str(target))
+    killed_at(step, lambda: vm.save(file=str(target)))
     vm.mend()
     if step == "saved":
         assert vm.show().state is State.SAVED
@@ -298,7 +298,7 @@ def test_killed_while_it_restores(node: Node, version: str, step: str) -> None:
     vm = made(node, version)
     before = counted(vm)
     vm.save()
-    killed_at(step, vm, "restore")
+    killed_at(step, vm.restore)
     vm.mend()
     if step == "run again":
         assert vm.show().document.saved is None
@@ -315,7 +315,7 @@ def test_what_may_have_run_is_not_restored_again(node: Node, how: str) -> None:
     """The manager and its QEMU both died when it was let run: nobody knows whether it did."""
     vm = made(node, "10.0")
     vm.save()
-    killed_at("run again", vm, "restore")
+    killed_at("run again", vm.restore)
     runtime = vm.show().document.runtime
     assert runtime is not None
     os.kill(runtime.pid, signal.SIGKILL)

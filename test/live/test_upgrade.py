@@ -1,7 +1,9 @@
 """A machine that goes over to another QEMU on its host while it runs: with real guests, on both and between them."""
 
+import fcntl
 import os
 import signal
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
@@ -12,19 +14,22 @@ import pytest
 from counting import counted, goes_on, killed_at, made
 from drover.errors import DroverError, MigrationError, NoRoom, NotSupported, OperationCancelled, StartFailed
 from drover.kvm import room
-from drover.kvm import upgrade as module
 from drover.kvm.instance import Instance
 from drover.kvm.node import Node
 from drover.kvm.record import Runtime
 from drover.kvm.spec import parse
 from drover.kvm.state import State
 from drover.kvm.witness import Witness, watched_by
+from drover.migration import local as module
+from drover.migration.local import upgrade
 from instances import VERSIONS, agree, bare, say
 from machines import qemu_of
 from netns import ip, own_network
 
 pytestmark = pytest.mark.timeout(240)  # emulated guests, which are booted and counted several times
 
+F_OFD_SETLK = 37  # which Python 3.11 has no name for
+UNSHARED_WRITE = 201  # a lock on this byte of an image says to QEMU that nobody else is to write to it
 OLD = {"type": "pc-q35-7.2"}  # a type that both have
 
 
@@ -71,16 +76,19 @@ def test_it_goes_over(node: Node, old: str, new: str, tmp_path: Path) -> None:
     disk.write_bytes(bytes(16 << 20))
     vm = made(node, old, machine=OLD | {"root_ports": 2}, vnc={"password": "secret"})
     vm.add_disk(source=str(disk), format="raw", throttle={"iops_total": 1000})
-    say(vm, "until [ -b /dev/vda ]; do usleep 10000; done; echo held > /dev/vda")
+    say(vm, "until [ -b /dev/vda ] && echo held > /dev/vda; do usleep 10000; done")
     before, counter = runtime(vm), counted(vm)
-    assert vm.upgrade().moved is False
-    done = vm.upgrade(emulator=other(new, tmp_path))
+    assert upgrade(vm).moved is False
+    done = upgrade(vm, emulator=other(new, tmp_path))
     assert (done.moved, ".".join(map(str, done.version[:2]))) == (True, new)
+    assert {"prepare", "memory", "switchover", "commit", "finish"} <= done.steps.keys()
+    assert 0 < done.blackout < done.seconds
+    assert (done.transferred > 24 << 20, done.rounds > 0) == (True, True)
     goes_on(vm, counter)
     is_whole(vm, before)
     assert "held" in say(vm, "echo 3 > /proc/sys/vm/drop_caches; head -n 1 /dev/vda")
     between = runtime(vm)
-    vm.upgrade(emulator=str(qemu_of(old)))  # and back
+    upgrade(vm, emulator=str(qemu_of(old)))  # and back
     goes_on(vm, counter)
     is_whole(vm, between)
     assert vm.show().document.spec.emulator == str(qemu_of(old))
@@ -98,7 +106,7 @@ def test_its_card_stays_on_the_bridge(node: Node, tmp_path: Path) -> None:
         assert "0% packet loss" in say(vm, "ping -c 1 -W 5 10.9.0.1")
         for _ in range(2):
             before = runtime(vm)
-            vm.upgrade(emulator=other("10.0", tmp_path) if before.mark == "" else str(qemu_of("10.0")))
+            upgrade(vm, emulator=other("10.0", tmp_path) if before.mark == "" else str(qemu_of("10.0")))
             is_whole(vm, before)
             assert " 0% packet loss" in say(vm, "ping -c 3 -W 5 10.9.0.1")
             tap = runtime(vm).devices["nic0"].tap
@@ -113,7 +121,7 @@ def test_one_that_stands_still_does_so_after_it(node: Node, tmp_path: Path) -> N
     counter = counted(vm)
     vm.pause()
     before = runtime(vm)
-    vm.upgrade(emulator=other("10.0", tmp_path))
+    upgrade(vm, emulator=other("10.0", tmp_path))
     assert vm.show().state is State.PAUSED
     is_whole(vm, before)
     vm.resume()
@@ -126,7 +134,8 @@ def test_one_that_writes_faster_than_it_is_sent(
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
     vm = made(node, "10.0")
     counter, before = counted(vm), runtime(vm)
-    vm.upgrade(emulator=other("10.0", tmp_path))
+    done = upgrade(vm, emulator=other("10.0", tmp_path))
+    assert "stands still" in "".join(done.helped)
     goes_on(vm, counter)
     is_whole(vm, before)
 
@@ -143,7 +152,7 @@ def test_what_cannot_be_there_twice_is_refused(node: Node, more: dict[str, Any],
     vm.start()
     before = runtime(vm)
     with pytest.raises(NotSupported, match=rf"{named}.*drover save vm"):
-        vm.upgrade(emulator=other("10.0", tmp_path))
+        upgrade(vm, emulator=other("10.0", tmp_path))
     assert (runtime(vm), vm.show().state) == (before, State.RUNNING)
 
 
@@ -168,11 +177,11 @@ def test_two_do_not_share_what_one_of_them_takes(
     takes = max(sum(room.wanted(each.show().document.spec).values()) for each in (vm, second))
     monkeypatch.setattr(room, "_available", lambda: takes)
     before, emulator = runtime(second), other("10.0", tmp_path)
-    with watched_by(meanwhile := Meanwhile(lambda: second.upgrade(emulator=emulator))):
-        vm.upgrade(emulator=emulator)
+    with watched_by(meanwhile := Meanwhile(lambda: upgrade(second, emulator=emulator))):
+        upgrade(vm, emulator=emulator)
     assert "promised to vm" in meanwhile.refused
     assert (runtime(second), second.show().document.pending) == (before, None)
-    second.upgrade(emulator=emulator)
+    upgrade(second, emulator=emulator)
     assert runtime(second).generation == before.generation + 1
 
 
@@ -204,9 +213,9 @@ def test_a_second_one_that_dies(node: Node, version: str, tmp_path: Path) -> Non
     vm = made(node, version)
     before, counter = runtime(vm), counted(vm)
     with watched_by(Kills(vm, "send")), pytest.raises(DroverError):
-        vm.upgrade(emulator=other(version, tmp_path))
+        upgrade(vm, emulator=other(version, tmp_path))
     stays(vm, before, counter)
-    vm.upgrade(emulator=other(version, tmp_path))
+    upgrade(vm, emulator=other(version, tmp_path))
     goes_on(vm, counter)
 
 
@@ -218,10 +227,39 @@ def test_a_second_one_that_does_not_come_up(node: Node, tmp_path: Path) -> None:
     broken.chmod(0o755)
     other("10.0", tmp_path)
     with pytest.raises(StartFailed):
-        vm.upgrade(emulator=str(broken))
+        upgrade(vm, emulator=str(broken))
     stays(vm, before, counter)
     with pytest.raises(DroverError):  # it does not know that type of board
-        vm.upgrade(emulator=str(qemu_of("7.2")))
+        upgrade(vm, emulator=str(qemu_of("7.2")))
+    stays(vm, before, counter)
+
+
+class Holds(Witness):
+    """One that has the disk as somebody has who writes to it, for as long as the second QEMU is the machine."""
+
+    def __init__(self, disk: Path) -> None:
+        self._disk = disk
+        self.steps: list[str] = []
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == "switched":
+            self._held = self._disk.open("rb")
+            lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, UNSHARED_WRITE, 1, 0)
+            fcntl.fcntl(self._held, F_OFD_SETLK, lock)
+        elif name == "back":
+            self._held.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_second_one_that_is_not_let_run(node: Node, version: str, tmp_path: Path) -> None:
+    disk = tmp_path / "a.img"
+    disk.write_bytes(bytes(1 << 20))
+    vm = made(node, version, disks=[{"source": str(disk), "format": "raw"}])
+    before, counter = runtime(vm), counted(vm)
+    with watched_by(holds := Holds(disk)), pytest.raises(MigrationError, match='does not let it run.*"write" lock'):
+        upgrade(vm, emulator=other(version, tmp_path))
+    assert "back" in holds.steps
     stays(vm, before, counter)
 
 
@@ -237,17 +275,17 @@ def test_one_that_is_cancelled(node: Node, version: str, tmp_path: Path) -> None
     vm = made(node, version)
     before, counter = runtime(vm), counted(vm)
     with watched_by(Impatient()), pytest.raises((OperationCancelled, MigrationError)):
-        vm.upgrade(emulator=other(version, tmp_path))
+        upgrade(vm, emulator=other(version, tmp_path))
     stays(vm, before, counter)
 
 
-@pytest.mark.parametrize("step", ["upgrade", "run", "send", "switched"])
+@pytest.mark.parametrize("step", ["upgrade", "claim", "run", "send", "stand", "switched"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_killed_meanwhile(node: Node, version: str, step: str, tmp_path: Path) -> None:
     """It runs on where it was, or where it goes: once, and never nowhere."""
     vm = made(node, version)
     before, counter = runtime(vm), counted(vm)
-    killed_at(step, vm, "upgrade", emulator=other(version, tmp_path))
+    killed_at(step, lambda: upgrade(vm, emulator=other(version, tmp_path)))
     vm.mend()
     if step == "switched":
         goes_on(vm, counter)
@@ -259,7 +297,7 @@ def test_killed_meanwhile(node: Node, version: str, step: str, tmp_path: Path) -
 @pytest.mark.parametrize("step", ["send", "switched"])
 def test_killed_and_then_ended(node: Node, step: str, tmp_path: Path) -> None:
     vm = made(node, "10.0")
-    killed_at(step, vm, "upgrade", emulator=other("10.0", tmp_path))
+    killed_at(step, lambda: upgrade(vm, emulator=other("10.0", tmp_path)))
     document = vm.show().document
     assert document.runtime is not None
     assert document.other is not None

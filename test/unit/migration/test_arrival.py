@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from drover.migration.arrival import Arrival, Arrived, Newcomer
 from drover.migration.words import (
@@ -123,3 +124,13 @@ def test_one_that_is_still_launched_is_not_told_of() -> None:
     assert arrival.hear(QemuSaid("setup", "inmigrate")) == []
     told = arrival.hear(ArrivalDid(ArrivalVerb.LAUNCH))
     assert Tell() in told
+
+
+def test_one_that_is_to_stand_still_does_so_as_soon_as_it_is_here() -> None:
+    arrival = held()
+    arrival.known.it = replace(arrival.known.it, paused=True)
+    arrival.hear(LOADED)
+    assert arrival.state is Arrived.HOLD
+    actions = arrival.hear(OwnerIs(NAMED))
+    assert (arrival.state, verbs(actions)) == (Arrived.SETTLE, [])
+    assert Swap(NAMED, NAMED.to(Phase.RUNNING)) in actions
