@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from msgspec import convert
 from msgspec.structs import replace
 
 from ..errors import MonitorError, MonitorTimeout, ProcessGone, ProcessStuck
@@ -20,11 +21,11 @@ from .ends import Stop
 from .faults import take_back
 from .host import Host
 from .keeper import read_status
-from .kinds import release_nic
+from .kinds import NIC, release_nic
 from .ledger import Ledger
 from .memory_file import Head, remove
 from .process import STATUS_TIMEOUT, Process
-from .record import LEAVE, SAVE, Runtime, has_begun_to_run
+from .record import ADD, LEAVE, SAVE, Document, Runtime, has_begun_to_run
 from .restart import restart_after
 from .tpm import end_tpm
 
@@ -165,6 +166,14 @@ def release_links(runtime: Runtime) -> list[str]:
     return [notice for nic in runtime.spec.nics for notice in release_nic(runtime, nic)]
 
 
+def _release_pending(document: Document, runtime: Runtime) -> list[str]:
+    """The same of a card that was being plugged in, when whoever did so, or the host, died."""
+    pending = document.pending
+    if pending is None or pending.operation != ADD + NIC.name:
+        return []
+    return release_nic(runtime, convert(pending.arguments["device"], NIC.type))
+
+
 def release_group(runtime: Runtime) -> list[str]:
     """Take away a run's control group. Idempotent; QEMU must be gone."""
     if runtime.cgroup and not Cgroup(Path(runtime.cgroup)).remove():
@@ -178,7 +187,7 @@ def release(host: Host, ledger: Ledger) -> list[str]:
     if runtime is None:
         return []
     take_back(runtime.uid)
-    notices = release_links(runtime)
+    notices = [*release_links(runtime), *_release_pending(ledger.document, runtime)]
     try:
         end_tpm(ledger)
     except ProcessStuck as error:

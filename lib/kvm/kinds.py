@@ -78,6 +78,10 @@ class Kind(ABC, Generic[D]):
         :returns: what :meth:`describe` would, where that is known
         """
 
+    def outlasts(self, wanted: D) -> bool:
+        """Whether what a plug makes on the host may still be there after the host's next boot."""
+        return False
+
     def is_on_pci(self, wanted: D) -> bool:
         """Whether a plug looks for a place on the PCI buses, and takes what was asked ahead."""
         return False
@@ -190,6 +194,9 @@ class _Disks(_Listed[Disk]):
 
 class _Nics(_Listed[Nic]):
     name, type, field = "nic", Nic, "nics"
+
+    def outlasts(self, wanted: Nic) -> bool:
+        return wanted.mode == "ovs" or bool(wanted.script_up)  # a port in its database; what a script has made
 
     def is_on_pci(self, wanted: Nic) -> bool:
         return True

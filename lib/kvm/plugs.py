@@ -17,11 +17,10 @@ from ..ops.unplug import UNPLUG_TIMEOUT
 from .changes import BACKEND, CHANGES, UNPLUGGING, finish_change
 from .kinds import KINDS, MEMORY, NIC, Kind
 from .ledger import Ledger
-from .record import Device, Runtime, runtime_of
+from .record import ADD, Device, Runtime, runtime_of
 from .spec import Spec, completed, dump, extended, parse
 from .view import check_visible
 
-_ADD: Final = "add-"
 _REMOVE: Final = "remove-"
 
 
@@ -61,7 +60,7 @@ def add(ledger: Ledger, vm: QmpConnection, kind: Kind[Any], wanted: Any, given: 
     :param given: descriptors for it
     """
     asked = vm.perform(ask_pci_buses) if kind.is_on_pci(wanted) else None  # which QEMU answers while we write
-    ledger.begin(_ADD + kind.name, lasting=False, id=wanted.id, device=to_builtins(wanted))
+    ledger.begin(ADD + kind.name, lasting=kind.outlasts(wanted), id=wanted.id, device=to_builtins(wanted))
     try:
         device = kind.plug(vm, runtime_of(ledger.document), wanted, given, asked)
     except (DroverError, OSError) as error:
@@ -162,8 +161,8 @@ def finish_plugs(ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> li
     runtime, pending = runtime_of(ledger.document), ledger.document.pending
     notices = list[str]()
     operation = pending.operation if pending else ""
-    kind = KINDS.get(operation.removeprefix(_ADD).removeprefix(_REMOVE))
-    if kind is not None and operation.startswith(_ADD) and pending is not None:
+    kind = KINDS.get(operation.removeprefix(ADD).removeprefix(_REMOVE))
+    if kind is not None and operation.startswith(ADD) and pending is not None:
         notices.append(_finish_add(ledger, vm, there, kind, convert(pending.arguments["device"], kind.type)))
     elif operation in CHANGES:
         notices += finish_change(ledger, vm, there)

@@ -33,6 +33,8 @@ SAVED: Final = "saved"  # the file is the machine: its QEMU is to end
 RESTORE: Final = "restore"
 RUN: Final = "run again"  # QEMU is the machine: the file is not used again
 DISCARD: Final = "discard"
+# The intent to plug in a device, before the name of its kind.
+ADD: Final = "add-"
 # The intent of a move onto a second QEMU beside the first, and its step from which on that is the machine.
 UPGRADE: Final = "upgrade"
 SWITCHED: Final = "switched"

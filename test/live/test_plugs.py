@@ -23,6 +23,7 @@ from drover.kvm.spec import completed, parse
 from drover.kvm.taps import open_tap
 from instances import Guest, agree, bare, bootable
 from netns import ip, own_network
+from vswitch import open_vswitch
 
 TOP = Path(__file__).resolve().parents[2]
 BRIDGE = "drtest0"
@@ -181,6 +182,27 @@ def test_killed_at_each_step(node: Node, version: str, kind: str, image: Path, b
         steps[verb] = step
     assert min(steps.values()) > 10
     guest.close()
+
+
+def test_all_die_in_a_plug(node: Node, version: str, tmp_path: Path) -> None:
+    """We, at each step, and QEMU then: a port of Open vSwitch, which not even a boot of the host removes, is gone."""
+    vm = node.create(parse(bare(version)))
+    step, died, ports = 1, True, set()
+    with open_vswitch(tmp_path / "ovs") as switch:
+        switch.add_bridge("ovs0")
+        while died:
+            vm.start()
+            runtime = vm.show().document.runtime
+            assert runtime is not None
+            died = die_in(node, "add_nic", step, id="x", mode="ovs", link="ovs0")
+            ports.add(switch.vsctl("list-ports", "ovs0"))
+            os.kill(runtime.pid, signal.SIGKILL)
+            vm.mend()
+            assert switch.vsctl("list-ports", "ovs0") == ""
+            reset_to(vm, bare(version))
+            step += 1
+    assert step > 6
+    assert len(ports) == 2  # it was there at some
 
 
 def test_tap_of_somebody_else(node: Node, bridge: str) -> None:
