@@ -79,7 +79,7 @@ def test_also_what_was_plugged_in(node: Node, version: str, tmp_path: Path) -> N
     vm.set_link("nic0", up=False)
     vm.add_memory(128 << 20)
     vm.set_vcpus(2, even_under_tcg=True)
-    say(vm, "until [ -b /dev/vda ]; do usleep 10000; done; echo held > /dev/vda; (sleep 3600 < /dev/vda) & true")
+    say(vm, "until [ -b /dev/vda ] && echo held > /dev/vda; do usleep 10000; done; (sleep 3600 < /dev/vda) & true")
     there = agree(vm)
     before = places(vm)
     vm.save(file=str(tmp_path / "memory"))
