@@ -102,7 +102,7 @@ def lines(data: bytes) -> None:
     out = b"".join(map(framer.feed, cut))
     end = whole[0].rfind(b"\n") + 1
     assert out == whole[0][:end]
-    assert framer.pending == len(whole[0]) - end
+    assert len(framer.rest) == len(whole[0]) - end
 
 
 def _drain(session: Any) -> None:

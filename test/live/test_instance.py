@@ -353,12 +353,12 @@ state, run, name, verb, step, after = sys.argv[1:]
 count = 0
 real = record.replace
 
-def replace(path, data):
+def replace(path, data, **how):
     global count
     count += 1
     if count == int(step) and after == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    real(path, data)
+    real(path, data, **how)
     if count == int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
