@@ -1,6 +1,8 @@
 """Two nodes that trust each other, between which machines move: real daemons, with certificates."""
 
+import fcntl
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -14,6 +16,23 @@ from noded import Noded, job, later
 from people import Member
 
 wait_for = partial(waiting.wait_for, timeout=60)
+
+
+@contextmanager
+def faults_by_anybody(allowed: bool = True) -> Iterator[None]:
+    """Whether a QEMU without rights may catch the faults of its guest's memory, as one of 7.2 has to for a postcopy.
+
+    It is the host's: who wants it otherwise waits meanwhile.
+    """
+    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    with (Path(tempfile.gettempdir()) / "drover-test-userfaultfd.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = knob.read_text()
+        knob.write_text(str(int(allowed)))
+        try:
+            yield
+        finally:
+            knob.write_text(before)
 
 
 class Pair:

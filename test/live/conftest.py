@@ -13,6 +13,7 @@ from faces import FACES, Face
 from instances import VERSIONS, temporary_node
 from machines import qemu_of
 from noded import Noded, running
+from pairs import faults_by_anybody
 
 KINDS = ["7.2-q35", "7.2-pc", "10.0-q35", "10.0-pc"]
 # Every kind of machine, every face, each version on each face; the flows are the same ones.
@@ -95,3 +96,10 @@ def noded(node: Node, tmp_path: Path) -> Iterator[Noded]:
     """Its daemon."""
     with running(node.host.paths, tmp_path / "log") as daemon:
         yield daemon
+
+
+@pytest.fixture(name="faults_by_anybody")
+def faults_caught_by_anybody() -> Iterator[None]:
+    """As a target of 7.2 wants it for a postcopy."""
+    with faults_by_anybody():
+        yield

@@ -333,16 +333,6 @@ def test_no_packet_is_lost_beyond_the_blackout(pair: Pair, old: str, new: str) -
     Passed(pair, talking(pair.here, old), emulator=str(qemu_of(new)), bandwidth=32 * MIB).check()
 
 
-@pytest.fixture
-def faults_by_anybody() -> Iterator[None]:
-    """As a target of 7.2 wants it, for a postcopy."""
-    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = knob.read_text()
-    knob.write_text("1")
-    yield
-    knob.write_text(before)
-
-
 @pytest.mark.usefixtures("faults_by_anybody")
 @pytest.mark.parametrize("tls", [True, False])
 @pytest.mark.parametrize("version", ["7.2", "10.0"])

@@ -14,7 +14,7 @@ from drover.kvm.process import locks, may_lock
 from drover.kvm.record import load
 from instances import SHELL, bare, bootable, say, temporary_node, wait_for_shell
 from machines import qemu_of
-from pairs import Pair, ended, two_nodes
+from pairs import Pair, ended, faults_by_anybody, two_nodes
 
 wait_for = partial(waiting.wait_for, timeout=60)
 OLD = {"type": "pc-q35-7.2"}  # a type that both have
@@ -148,11 +148,8 @@ def test_two_share_the_link(pair: Pair) -> None:
 def version(request: pytest.FixtureRequest) -> Iterator[str]:
     """QEMU runs as a user of its own, and 7.2 knows no other way to catch the faults of its guest's memory."""
     version: str = request.param
-    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = knob.read_text()
-    knob.write_text("1" if version == "7.2" else "0")
-    yield version
-    knob.write_text(before)
+    with faults_by_anybody(version == "7.2"):
+        yield version
 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"], indirect=True)
@@ -175,16 +172,6 @@ def test_it_is_finished_by_postcopy(pair: Pair, version: str) -> None:
     wait_for(lambda: pair.here.daemon.rows()["a"]["state"] == "stopped")
     assert pair.there.node.instance("a").show().document.runtime.uid  # type: ignore[union-attr]
     assert Path(DEVICE).stat().st_mode == device
-
-
-@pytest.fixture
-def faults_by_anybody() -> Iterator[None]:
-    """As a target of 7.2 wants it."""
-    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = knob.read_text()
-    knob.write_text("1")
-    yield
-    knob.write_text(before)
 
 
 @pytest.mark.usefixtures("faults_by_anybody")
@@ -260,7 +247,8 @@ def test_postcopy_is_refused_where_it_cannot_be(pair: Pair) -> None:
     """Before anything moves."""
     pair.here.daemon.create(bare("7.2", "a"))
     pair.here.daemon.do("start", "a")
-    status, answer = pair.ask("a", postcopy=True)
+    with faults_by_anybody(allowed=False):
+        status, answer = pair.ask("a", postcopy=True)
     assert (status, answer["code"]) == (409, "migration-blocked")
     assert "sysctl -w vm.unprivileged_userfaultfd=1, there" in answer["detail"]
     pair.runs_here_alone("a")

@@ -196,16 +196,6 @@ def silence(member: Member, name: str) -> float:
     return time.monotonic() - since
 
 
-@pytest.fixture
-def faults_by_anybody() -> Iterator[None]:
-    """QEMU runs as a user of its own, and 7.2 knows no other way to catch the faults of its guest's memory."""
-    knob = Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = knob.read_text()
-    knob.write_text("1")
-    yield
-    knob.write_text(before)
-
-
 @pytest.mark.usefixtures("faults_by_anybody")
 @pytest.mark.parametrize(("version", "tls"), [("7.2", True), ("10.0", True), ("10.0", False)])
 def test_a_postcopy_that_is_cut_is_mended(tmp_path: Path, version: str, *, tls: bool) -> None:

@@ -25,6 +25,7 @@ from drover.kvm.state import State
 from drover.kvm.witness import Witness, watched_by
 from instances import VERSIONS, agree, bare, say
 from machines import qemu_of
+from waiting import is_dead
 
 pytestmark = pytest.mark.timeout(240)  # emulated guests, which are booted and counted several times
 
@@ -55,8 +56,7 @@ def test_its_memory_comes_back(node: Node, version: str) -> None:
     file = vm.host.paths.instance(vm.name).memory
     assert file.stat().st_mode & 0o7777 == 0o600
     assert 24 << 20 < saved.size < 256 << 20
-    with pytest.raises(ProcessLookupError):
-        os.kill(first.runtime.pid, 0)
+    assert is_dead(first.runtime.pid)
     assert vm.save() == condition.document.saved
     assert vm.start() == vm.show().document.runtime.notice.splitlines()  # type: ignore[union-attr]
     goes_on(vm, before)

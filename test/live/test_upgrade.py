@@ -25,6 +25,7 @@ from drover.migration.local import upgrade
 from instances import VERSIONS, agree, bare, say
 from machines import qemu_of
 from netns import ip, own_network
+from waiting import is_dead
 
 pytestmark = pytest.mark.timeout(240)  # emulated guests, which are booted and counted several times
 
@@ -54,8 +55,7 @@ def is_whole(vm: Instance, before: Runtime) -> None:
     """One QEMU is there, another one than before, with all that belongs to it where it always is."""
     now, paths = runtime(vm), vm.host.paths.instance(vm.name)
     assert (now.pid != before.pid, now.generation) == (True, before.generation + 1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(before.pid, 0)
+    assert is_dead(before.pid)
     assert_alone(vm)
     assert {"control", "events", "people", "serial"} <= set(os.listdir(paths.run))
     assert vm.verify().agrees
@@ -304,7 +304,6 @@ def test_killed_and_then_ended(node: Node, step: str, tmp_path: Path) -> None:
     os.kill(document.runtime.pid, signal.SIGKILL)  # that is the machine
     vm.kill()
     for each in (document.runtime, document.other):
-        with pytest.raises(ProcessLookupError):
-            os.kill(each.pid, 0)
+        assert is_dead(each.pid)
     assert (vm.show().state, vm.show().document.other) == (State.STOPPED, None)
     vm.start()

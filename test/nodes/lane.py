@@ -13,6 +13,7 @@ from typing import Any, Final
 from drover.kvm.record import load
 from pairs import Pair, two_nodes
 from people import Member
+from waiting import is_dead, state_of
 
 HALTING: Final = Path(__file__).with_name("halting.py")
 BRIDGE: Final = "br0"
@@ -57,7 +58,7 @@ class Lane:
         """The process of a machine's QEMU on a node; 0: there is none."""
         with suppress(FileNotFoundError):
             runtime = load(member.paths.instance(name).document).runtime
-            if runtime is not None and runtime.pid and state_of(runtime.pid) not in ("", "Z"):
+            if runtime is not None and runtime.pid and not is_dead(runtime.pid):
                 return runtime.pid
         return 0
 
@@ -67,14 +68,6 @@ def lane(top: Path) -> Iterator[Lane]:
     """One that is ready."""
     with two_nodes(top, apart=True, program=HALTING) as pair:
         yield Lane(pair, top)
-
-
-def state_of(pid: int) -> str:
-    """Of a process, in the kernel's letter; empty: there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def is_halted(member: Member) -> bool:
