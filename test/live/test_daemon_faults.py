@@ -324,6 +324,7 @@ def test_no_room_for_what_lasts(node: Node, tmp_path: Path) -> None:
             for name in "ab":
                 noded.create(bare("10.0", name))
             noded.do("start", "a")
+            wait_for(lambda: noded.rows()["a"]["state"] == "running")  # on a busy host it is not waited for
             before = noded.rows()["a"]
             filler = fill(node.host.paths.state)
             for method, path, body in (
