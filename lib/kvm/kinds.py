@@ -323,6 +323,10 @@ class _Memory(Kind[Memory]):
         given: Sequence[int] = (),
         asked: AskedBuses | None = None,
     ) -> None:
+        """Plug it in, on the same kind of memory as the machine has.
+
+        :raises NotSupported: it is virtio-mem, and the machine's memory is shared or of huge pages
+        """
         backend, options = memory_backend(runtime.spec.memory)
         if wanted.type == "dimm":
             vm.hot_add_dimm(id=wanted.id, size=wanted.size, backend=backend, options=options)

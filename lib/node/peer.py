@@ -66,6 +66,10 @@ class LinkPeer(Peer):
         self._task = asyncio.create_task(self._stay(), name=f"link to {daemon.where}")
 
     async def ask(self, verb: TargetVerb, epoch: int) -> None:
+        """Ask over the link, once there is one; the answer is heard.
+
+        :raises ConnectError: there was none in time
+        """
         self._waiting += 1
         try:
             async with asyncio.timeout(_CONNECT):

@@ -48,6 +48,7 @@ class TlsProbe(Conversation):
         return _HEADER.pack(_HANDSHAKE, b"\x03\x01", len(hello)) + hello
 
     def receive(self, data: bytes) -> bytes:
+        """Take in what the server said; empty: it hung up. It ends once its answer can be told, good or bad."""
         self._buffer += data
         if not data:
             self._end("it hung up")
