@@ -121,7 +121,7 @@ class Incoming(ABC):
 
     @abstractmethod
     async def reopen(self) -> None:
-        """Postcopy was cut: listen anew (``migrate-pause`` where QEMU has not noticed, ``migrate-recover``; both out
+        """Postcopy was cut: listen anew (``yank`` where QEMU has not noticed, ``migrate-recover``; both out
         of band, for the main loop hangs)."""
 
     @abstractmethod

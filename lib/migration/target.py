@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from ..kvm.node import Node
 from ..kvm.process import Process
 from ..kvm.record import replace
 from ..ops.migration_tls import AUTHORIZED, CREDENTIALS
+from ..ops.rescue import YankInstance
 from . import disks
 from .letters import Invitation
 from .ports import Incoming
@@ -31,6 +32,10 @@ from .storage import Plan
 from .words import QemuSaid
 
 log = logging.getLogger("drover.migration")
+
+_NOTICES: Final = 5.0  # s that a QEMU takes at most to see that its connection is cut
+_LACKS: Final = ("postcopy", "setup")  # 7.2 says setup for a moment when it listens anew
+_MIGRATION: Final = (YankInstance("migration"),)
 
 
 class Keep:
@@ -205,15 +210,14 @@ class Target(Waiting):
 
     async def reopen(self) -> None:
         qemu = self._told
-        if qemu.said.status != "postcopy-paused":
-            await qemu.tell(lambda vm: vm.migrate_pause())
+        await _pause(qemu)
         uri = f"tcp:{_bracketed(self.at)}:0"
         await qemu.tell(lambda vm: vm.migrate_recover(uri))
         await self._listens_at(_uri((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, self.at))
 
     async def has_all(self) -> None:
         """Wait until nothing of it is left on the other side, or its QEMU has ended."""
-        while self._qemu is not None and not self._qemu.gone and self._qemu.said.status.startswith("postcopy"):
+        while self._qemu is not None and not self._qemu.gone and self._qemu.said.status.startswith(_LACKS):
             await self._qemu.news()
 
     async def disarm(self) -> None:
@@ -293,3 +297,16 @@ def _uri(listens: list[dict[str, Any]], host: str) -> str:
     if first["type"] == "unix":
         return f"unix:{first['path']}"
     return f"tcp:{_bracketed(host)}:{first['port']}"
+
+
+async def _pause(qemu: Qemu) -> None:
+    """Have it see that its postcopy is cut: it does by itself, unless the network is silent.
+
+    Not by ``migrate-pause``: that looks at a connection which QEMU may just have taken away, and kills the machine.
+    ``yank`` may come at any time. If it still sees nothing, what is asked of it next is refused.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_NOTICES):
+            while not (qemu.gone or qemu.said.status == "postcopy-paused"):
+                await qemu.tell(lambda vm: vm.yank(_MIGRATION))
+                await qemu.news()

@@ -61,7 +61,8 @@ async def migrate_pause(port: Port) -> None:
 
     Both sides go to ``postcopy-paused``: the way to recover when the network is dead, and nobody has noticed. Not
     before the target's run state has left ``inmigrate``: QEMU loses the machine when it is broken off in the first
-    moment of postcopy, though both sides say ``postcopy-active`` (tried on 7.2 and 10.0).
+    moment of postcopy, though both sides say ``postcopy-active`` (tried on 7.2 and 10.0). Nor on a target whose
+    connection may just be breaking: QEMU looks at what it has taken away, and dies (7.2); :func:`yank` cuts it as well.
 
     :raises CommandError: it is not in postcopy
     """

@@ -197,7 +197,7 @@ def silence(member: Member, name: str) -> float:
 
 
 @pytest.mark.usefixtures("faults_by_anybody")
-@pytest.mark.parametrize(("version", "tls"), [("7.2", True), ("10.0", True), ("10.0", False)])
+@pytest.mark.parametrize(("version", "tls"), [("7.2", True), ("7.2", False), ("10.0", True), ("10.0", False)])
 def test_a_postcopy_that_is_cut_is_mended(tmp_path: Path, version: str, *, tls: bool) -> None:
     """From 8.0 on both of its connections: pages that the guest waits for have one of their own."""
     with two_nodes(tmp_path, apart=True) as pair:
