@@ -32,6 +32,8 @@ AgentFlow = Callable[Concatenate[AgentPort, P], Coroutine[Any, Any, T]]
 # While an agent is waited for, a sync that it may have taken along when it ended is sent anew: after so many seconds
 # first, then at twice the distance each time, so that an agent that is only slow gets to answer the newest in the end.
 SYNC_RETRY: Final = SYNC_TIMEOUT
+# Seconds that a reply may take which goes on coming: what a program printed may be 22 MB, through a slow channel.
+LONG_REPLY: Final = 120.0
 
 
 class agent_verb(verb[P, T]):
@@ -112,7 +114,7 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
         link, start = self.link, self.now()
         call = link.submit(command, arguments, None, False)
         try:
-            await self._wait(link, call, limit)
+            await self._wait(link, call, limit, LONG_REPLY if timeout is DEFAULT else 0.0)
             return call.outcome()
         finally:
             if not call.done:
@@ -127,8 +129,10 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
     async def reconnect(self, timeout: float | None) -> None:
         await self._face._connect(timeout)
 
-    async def _wait(self, link: Link[AgentSession], call: Call, limit: float | None) -> None:
+    async def _wait(self, link: Link[AgentSession], call: Call, limit: float | None, longest: float) -> None:
         """Wait until `call` is done.
+
+        :param longest: seconds for which a reply of which ever more comes is waited for
 
         An agent that is in step is there, and so is one that was left with a command, for as long as such a
         command takes. Else its answer to a sync is waited for: as long as the caller likes where that is all
@@ -137,7 +141,7 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
         session, start = link.session, self.now()
         patience = _less(limit, None if call.command == SYNC else SYNC_TIMEOUT)
         resend = pause = SYNC_RETRY
-        waited = 0.0
+        waited, come, usual = 0.0, 0, limit
         while True:
             there = self._is_there(session, call)
             until = limit if there else patience
@@ -145,6 +149,9 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
             if await link.wait(call, left if call.sent else _less(left, max(0.0, resend - waited))):
                 return
             waited = self.now() - start
+            if usual is not None and call.sent and waited < longest and session.come > come:
+                limit, come = min(waited + usual, longest), session.come
+                continue
             if until is not None and waited >= until and there == self._is_there(session, call):
                 raise AgentSlow(call.command, limit, session.busy_with) if there else AgentNotThere(call.command, until)
             if not call.sent and waited >= resend:

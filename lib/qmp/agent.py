@@ -103,6 +103,11 @@ class AgentSession(SessionLife[State]):
         """Name of the command that was sent and not answered, if somebody waits for it."""
         return (self._current.command,) if self._current is not None and self._current.sent else ()
 
+    @property
+    def come(self) -> int:
+        """Bytes of the reply to the command in flight that are here so far."""
+        return len(self._input) if self.state is State.BUSY else 0
+
     # -- out: commands ---------------------------------------------------
 
     def submit(self, command: str, arguments: Any = None, fd: int | None = None, oob: bool = False) -> Call:

@@ -39,8 +39,8 @@ class Hold:
 class FakeAgent(threading.Thread):
     """An agent behind QEMU's socket.
 
-    :ivar replies: what a command returns: a value, an exception (refused), bytes (sent as they are), `Hold`,
-        or a function of the arguments that gives one of these
+    :ivar replies: what a command returns: a value, an exception (refused), bytes (sent as they are), a tuple of them
+        (sent 0.1 s from one another), `Hold`, or a function of the arguments that gives one of these
     :ivar commands: what reached it, syncs left out
     :ivar deaf: how many syncs it reads and never answers
     """
@@ -102,7 +102,11 @@ class FakeAgent(threading.Thread):
         if reply is Hold:
             self.go_on.wait(30)
             reply = "late"
-        if isinstance(reply, bytes):
+        if isinstance(reply, tuple):
+            for part in reply:
+                peer.sendall(part)
+                time.sleep(0.1)
+        elif isinstance(reply, bytes):
             peer.sendall(reply)
         elif isinstance(reply, Exception):
             peer.sendall(b'{"error": {"class": "GenericError", "desc": "%s"}}\n' % str(reply).encode())
@@ -214,6 +218,31 @@ def test_slow(make: Open, fake: FakeAgent) -> None:
     fake.go_on.set()
     assert agent.info().version == "1"
     assert fake.commands == ["guest-fstrim", "guest-info"]
+
+
+LONG = (b'{"return": "', *(b"x" for _ in range(8)), b'"}\n')
+
+
+def test_a_reply_that_comes_slowly(make: Open, fake: FakeAgent) -> None:
+    """As long as ever more of it comes it is waited for, unless the caller has said how long."""
+    fake.replies |= {"guest-long": LONG, "guest-cut": (*LONG[:3], b"")}
+    agent = make(timeout=0.3)
+    agent.connect()
+    assert agent.execute("guest-long") == "x" * 8
+    with pytest.raises(AgentSlow, match="guest-long: no answer of the guest agent within 0.3 s$"):
+        agent.execute("guest-long", timeout=0.3)
+    agent.sync(timeout=20)
+    with pytest.raises(AgentSlow, match="guest-cut: no answer of the guest agent within 0.[6-9]"):
+        agent.execute("guest-cut")
+
+
+def test_a_reply_that_comes_for_ever(make: Open, fake: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG_REPLY", 0.6)
+    fake.replies["guest-long"] = LONG
+    agent = make(timeout=0.3)
+    agent.connect()
+    with pytest.raises(AgentSlow, match="guest-long: no answer of the guest agent within 0.6 s$"):
+        agent.execute("guest-long")
 
 
 def test_slow_for_too_long(make: Open, fake: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
