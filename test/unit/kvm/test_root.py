@@ -91,18 +91,18 @@ def test_what_is_mounted_in_a_folder_is_seen_and_read_only_too() -> None:
 import os, subprocess, sys
 sys.path[:0] = {sys.path!r}
 from drover.kvm.root import Shown, own_root, words_to_enter
-os.makedirs("/tmp/a/b")
-os.mkdir("/tmp/a/own")
-subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "inner", "/tmp/a/b"], check=True)
-open("/tmp/a/b/file", "w").close()
+os.makedirs("/mnt/a/b")
+os.mkdir("/mnt/a/own")
+subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "inner", "/mnt/a/b"], check=True)
+open("/mnt/a/b/file", "w").close()
 for nested in (True, False):
-    shown = [Shown("/usr"), *(Shown(path, link=True) for path in ("/bin", "/lib", "/lib64")), Shown("/tmp/a", nested)]
-    with own_root("/tmp/a/own", shown) as namespace:
-        words = "ls /tmp/a/b; touch /tmp/a/b/new || grep inner $0; grep -c ' /tmp' $0"
+    shown = [Shown("/usr"), *(Shown(path, link=True) for path in ("/bin", "/lib", "/lib64")), Shown("/mnt/a", nested)]
+    with own_root("/mnt/a/own", shown) as namespace:
+        words = "ls /mnt/a/b; touch /mnt/a/b/new || grep inner $0; grep -c ' /mnt' $0"
         inside = [*words_to_enter(namespace), "sh", "-c", words, "/proc/self/mountinfo"]
         subprocess.run(inside, stderr=subprocess.DEVNULL)
 """
-    words = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs mine /tmp && exec "$@"', "sh", sys.executable, "-c"]
+    words = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs mine /mnt && exec "$@"', "sh", sys.executable, "-c"]
     lines = subprocess.run([*words, script], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     file, mount, *counts = lines
     assert file == "file"
