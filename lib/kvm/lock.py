@@ -36,7 +36,7 @@ def locked(folder: Path, name: str, operation: str, timeout: float = LOCK_TIMEOU
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = os.pread(fd, _HOLDER_SIZE, 0).decode(errors="replace")
+                    holder = os.pread(fd, _HOLDER_SIZE, 0).decode(errors="replace").rstrip()
                     raise InstanceBusy(name, holder, timeout) from None
                 time.sleep(_POLL)
                 continue
@@ -47,8 +47,8 @@ def locked(folder: Path, name: str, operation: str, timeout: float = LOCK_TIMEOU
             os.close(fd)
             fd = os.open(path, _FLAGS, 0o600)
         with suppress(OSError):  # no room for words: the lock is held all the same
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{operation} (process {os.getpid()})".encode()[:_HOLDER_SIZE], 0)
+            # as long each time: to make a file shorter takes ext4 a millisecond
+            os.pwrite(fd, f"{operation} (process {os.getpid()})".encode().ljust(_HOLDER_SIZE)[:_HOLDER_SIZE], 0)
         yield
     finally:
         os.close(fd)

@@ -159,25 +159,36 @@ class Target(Waiting):
     async def launch(self) -> None:
         asked = self._invitation
         assert asked is not None
-        await asyncio.to_thread(self._keep.make, asked.disks)
-        arrival = await asyncio.to_thread(
-            self._node.accept, asked.parcel, f"{asked.scheme}:{_bracketed(self.at)}:0", epoch=asked.epoch,
+        uri = await asyncio.to_thread(self._accept, asked)
+        self._follow()
+        if _serves(asked.disks):
+            await self._serve(asked.disks, secured=asked.keys is not None)
+            await self._listens_at(uri)
+        self.listens = uri
+
+    def _accept(self, asked: Invitation) -> str:
+        """Have it wait, and keep its lock from then on; where it listens. Blocks."""
+        self._keep.make(asked.disks)
+        arrival = self._node.accept(
+            asked.parcel, f"{asked.scheme}:{_bracketed(self.at)}:0", epoch=asked.epoch,
             other=asked.other, settings=asked.settings, emulator=asked.emulator, home=asked.home,
             process=asked.process.incarnation, keys=asked.keys,
         )  # fmt: skip
-        await self.hold()
-        await self._serve(asked.disks, secured=asked.keys is not None)
-        await self._listens_at(_uri(arrival.listens, self.at))
+        self._take()
+        uri = _uri(arrival.listens, self.at)
+        if not _serves(asked.disks):  # else it is ready only once they are exported
+            self._note(uri)
+        return uri
 
     async def hold(self) -> None:
         """Take hold of it, if it runs."""
         await asyncio.to_thread(self._take)
-        if self.ledger is None:
-            return
-        if (passage := self.ledger.document.passage) is not None:
+        if self.ledger is not None and (passage := self.ledger.document.passage) is not None:
             self.listens, self.exports = passage.listens, passage.exports
-        process = running(self._node.host, self.ledger)
-        if process is not None:
+        self._follow()
+
+    def _follow(self) -> None:
+        if self.ledger is not None and (process := running(self._node.host, self.ledger)) is not None:
             self._listen(self.ledger.paths.socket("control"), process)
 
     async def go_over(self) -> None:
@@ -259,8 +270,6 @@ class Target(Waiting):
 
     async def _serve(self, plan: Plan, *, secured: bool) -> None:
         """Export what is to be filled."""
-        if not (plan.copies or plan.mirrors):
-            return
         family = socket.AF_INET6 if ":" in self.at else socket.AF_INET
         with socket.create_server((self.at, 0), family=family) as listener:
             fd = listener.fileno()
@@ -273,11 +282,11 @@ class Target(Waiting):
     async def _listens_at(self, uri: str) -> None:
         """It listens there: whoever takes this up after a crash has to know, and cannot ask QEMU for all of it."""
         self.listens = uri
-        await asyncio.to_thread(self._note)
+        await asyncio.to_thread(self._note, uri)
 
-    def _note(self) -> None:
+    def _note(self, listens: str) -> None:
         if self.ledger is not None and (passage := self.ledger.document.passage) is not None:
-            self.ledger.document.passage = passage.heard_at(self.listens, self.exports)
+            self.ledger.document.passage = passage.heard_at(listens, self.exports)
             self.ledger.save()
 
     def _take(self) -> None:
@@ -285,6 +294,11 @@ class Target(Waiting):
             self.ledger = self._stack.enter_context(opened(self._node.host.paths, self._name, "accept"))
         except InstanceNotFound:
             self.ledger = None
+
+
+def _serves(plan: Plan) -> bool:
+    """Whether there is something to be filled."""
+    return bool(plan.copies or plan.mirrors)
 
 
 def _bracketed(host: str) -> str:

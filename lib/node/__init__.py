@@ -12,5 +12,6 @@
 - :mod:`.work`  what blocks, in threads
 - :mod:`.figures`  what machines use, served: :mod:`.sampler` asks for it in the background, :mod:`.stats` is what is
   kept of it, :mod:`.metrics` tells Prometheus
-- :mod:`.client`  the daemon from the outside: the same verbs, over its socket
+- :mod:`.client`  the daemon from the outside: the same verbs, over its socket; :mod:`.link` over the network, by
+  connections that are :mod:`.kept`
 """

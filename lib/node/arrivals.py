@@ -24,7 +24,7 @@ from ..migration.words import Asked, End, Result, TargetDid, TargetSaid, TargetV
 from ..store.owner import Owner, Phase
 from .access import CALLER
 from .books import Books
-from .client import Daemon
+from .link import Callers
 from .model import Model
 from .owner_calls import FarRegister, for_nodes
 from .shares import Shares
@@ -128,7 +128,7 @@ class Arrivals:
         model: Model,
         books: Books,
         name: Name,
-        caller: Callable[[list[str]], Daemon],
+        caller: Callers,
         shares: Shares,
     ) -> None:
         self._shares = shares
@@ -255,7 +255,7 @@ class Arrivals:
             why = f"it is for {parcel.spec.name} on {invitation.process.node}, and was sent to {name} on {self._name()}"
             _send(link, Said(said=TargetSaid(invitation.process.incarnation, self._order(), gone=True, refused=why)))
             return
-        register = FarRegister(self._caller(invitation.home), name)
+        register = FarRegister(self._caller(invitation.home), name, self._caller.kept)
         target = Target(self._worker.node, name, at, invitation)
         coming = Coming(invitation.newcomer, target, register, self._order, self._model)
         coming.links.add(link)
@@ -263,7 +263,7 @@ class Arrivals:
 
     def _left(self, name: str, passage: Passage) -> Coming:
         """One that an earlier daemon held."""
-        register = FarRegister(self._caller(list(passage.home)), name)
+        register = FarRegister(self._caller(passage.home), name, self._caller.kept)
         process = Owner(node=self._name(), boot_id=self._worker.node.host.boot_id, incarnation=passage.process)
         newcomer = Newcomer(machine=name, process=process, epoch=passage.epoch)
         return Coming(newcomer, Target(self._worker.node, name, ""), register, self._order, self._model)

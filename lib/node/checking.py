@@ -18,6 +18,7 @@ from ..qmp.ready import ready
 from .along import read
 from .answers import answer
 from .client import Daemon
+from .kept import Kept
 from .known import Here
 from .work import Worker
 
@@ -40,10 +41,11 @@ class Asking(Struct, frozen=True, kw_only=True):
     postcopy: bool
 
 
-def ask(there: Daemon, need: Need, *, emulator: str, postcopy: bool) -> There:
+def ask(there: Daemon, need: Need, kept: Kept, *, emulator: str, postcopy: bool) -> There:
     """What the other node has and lacks for a machine. Blocks.
 
     :param there: its daemon
+    :param kept: connections
     :param emulator: the QEMU that is to take it there; empty: the specification's
     :param postcopy: it may be finished by postcopy
     :raises CallFailed: it does not answer
@@ -54,7 +56,7 @@ def ask(there: Daemon, need: Need, *, emulator: str, postcopy: bool) -> There:
     with marked([image.path for image in need.images if not image.local]) as marks:
         asked = Asking(parcel=parcel, images=need.images, marks=marks, postcopy=postcopy)
         before = time.time()
-        told = there.call("POST", PATH, to_builtins(asked), timeout=_TIMEOUT)
+        told = kept.call(there, "POST", PATH, to_builtins(asked), timeout=_TIMEOUT)
         after = time.time()
     found = msgspec.convert(told, There, strict=False)
     return structs.replace(found, ahead=_ahead(found.now, before, after))

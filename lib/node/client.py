@@ -9,7 +9,7 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # a list needs none of it, and a specification takes as long 
 T = TypeVar("T")
 
 SOCKET: Final = "noded.sock"  # in the folder of what runs
+NO_ANSWER: Final = "no-answer"  # the code of a call of which nobody knows whether it was carried out
 # Seconds that an answer may take beyond what the call itself is given.
 _GRACE: Final = 60.0
 _COPY: Final = 86_400.0  # seconds that images may be copied
@@ -59,6 +60,11 @@ class Daemon:
     def where(self) -> str:
         """For people."""
         return str(self.path)
+
+    @property
+    def identity(self) -> Hashable:
+        """Who it is, and who we are to it: the same for those to whom one connection would do."""
+        return self.path
 
     def connection(self, timeout: float) -> http.client.HTTPConnection:
         """One, not connected yet.
@@ -101,7 +107,7 @@ class Daemon:
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read() or b"null")
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-            raise CallFailed("no-answer", f"drover-noded at {self.where} {self.lost(error)}") from error
+            raise CallFailed(NO_ANSWER, f"drover-noded at {self.where} {self.lost(error)}") from error
         if response.status >= 400:
             raise CallFailed(str(answer.get("code", "")), str(answer.get("detail", response.reason)), answer)
         return answer

@@ -44,9 +44,9 @@ from .along import agreed
 from .arrivals import run_of
 from .books import Books, Journey, OwnRegister
 from .checking import ask
-from .client import Daemon
 from .going import Going
 from .known import Here
+from .link import Callers
 from .model import Model
 from .parameters import Move
 from .shares import Shares
@@ -98,7 +98,7 @@ class Departures:
         model: Model,
         books: Books,
         here: Callable[[], Here],
-        caller: Callable[[list[str]], Daemon],
+        caller: Callers,
         shares: Shares,
     ) -> None:
         self._shares = shares
@@ -238,7 +238,8 @@ class Departures:
         if not here.addresses:
             raise NotJoined("this node has no certificate that others trust: drover node init, or drover node join")
         daemon = self._caller([params.node])
-        there = ask(daemon, need, emulator=params.emulator, postcopy=Means.POSTCOPY in _means(params))
+        postcopy = Means.POSTCOPY in _means(params)
+        there = ask(daemon, need, self._caller.kept, emulator=params.emulator, postcopy=postcopy)
         if there.node == here.name:
             raise ArgumentError("node", params.node, f"another node than {here.name}, where it runs")
         disks = agreed(need.images, there.seen, daemon, shared=params.shared_disks)

@@ -4,13 +4,14 @@ import http.client
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ..errors import CallFailed, DroverError, NotJoined, Untrusted
 from .client import Daemon
+from .kept import Kept
 from .pki.folder import Folder, split_address
 
 # Seconds until the next address is tried.
@@ -109,6 +110,11 @@ class RemoteDaemon(Daemon):
             self._context = calling(self.folder)
         return self._context
 
+    @property
+    def identity(self) -> Hashable:
+        """Who it is, and who we are to it."""
+        return tuple(self.addresses), self.context
+
     def connection(self, timeout: float) -> http.client.HTTPConnection:
         """One, not connected yet."""
         return TlsConnection(self.addresses, self.context, timeout)
@@ -117,10 +123,12 @@ class RemoteDaemon(Daemon):
 class Callers:
     """Ways to other daemons with one node's certificate, which is read again once it is another one.
 
+    :ivar kept: connections to them
     :param folder: of it
     """
 
     def __init__(self, folder: Folder) -> None:
+        self.kept = Kept()
         self._folder = folder
         self._read: tuple[object, ssl.SSLContext | None] = None, None
 

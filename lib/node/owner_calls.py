@@ -1,7 +1,6 @@
 """The owner records over HTTP: for the node that a machine goes to, which asks the one that has its record."""
 
 import asyncio
-import http.client
 import time
 from contextlib import suppress
 from typing import Any, Final
@@ -18,14 +17,14 @@ from .access import CALLER
 from .answers import answer
 from .books import Books, OwnRegister
 from .client import Daemon
+from .kept import Kept
 from .operations import Role
 from .problems import Refused
 from .work import Worker
 
 PATH: Final = "/v1/owners/"
 _TIMEOUT: Final = 5.0  # s
-_STAY: Final = 30.0  # s: the other side lets go of a connection that has been idle for 75 (lib/node/limits.py)
-_NO_ANSWER: Final = "no-answer"
+_STAY: Final = 30.0  # s: less than connections are kept
 
 
 class Swapping(Struct, frozen=True, kw_only=True):
@@ -93,76 +92,50 @@ def for_nodes(request: web.Request) -> None:
 class FarRegister(Register):
     """The record of one machine, which another node has.
 
-    Its connection is kept: the record is asked for while the guest stands still, and to make a new one takes several
+    A connection is kept: the record is asked for while the guest stands still, and to make a new one takes several
     words there and back, which on a link that is full of memory is long.
 
     :param daemon: that node's
+    :param machine: its name
+    :param kept: connections
     """
 
-    def __init__(self, daemon: Daemon, machine: str) -> None:
+    def __init__(self, daemon: Daemon, machine: str, kept: Kept) -> None:
         self._daemon = daemon
         self._path = PATH + machine
-        self._idle: http.client.HTTPConnection | None = None
+        self._kept = kept
         self._used_at = 0.0
-        self._closed = False
         self._staying: asyncio.Task[None] | None = None
 
     def stay(self) -> None:
         """Have the connection live on, where it has been of no use for a while."""
-        is_due = self._idle is not None and time.monotonic() > self._used_at + _STAY
+        is_due = self._used_at and time.monotonic() > self._used_at + _STAY
         if is_due and (self._staying is None or self._staying.done()):
             self._staying = asyncio.create_task(self._use())
 
     def close(self) -> None:
-        """Let go of the connection; of one that is in use, when it is not any more."""
-        self._closed = True
+        """Ask no more."""
         if self._staying is not None:
             self._staying.cancel()
-        if self._idle is not None:
-            self._idle.close()
 
     async def read(self) -> Owner | None:
         return self._told(await self._call("GET", None))
 
     async def swap(self, expect: Owner, new: Owner) -> Owner:
+        # it may be said twice: the second finds what the first has written, and tells that
         owner = self._told(await self._call("POST", msgspec.to_builtins(Swapping(expect=expect, new=new))))
         if owner is None:
             raise CallFailed("no-record", f"{self._daemon.where} has no record of {self._path}")
         return owner
 
     async def _call(self, method: str, body: Any) -> Any:
-        return await asyncio.to_thread(self._exchange, method, body)
+        told = await asyncio.to_thread(self._kept.call, self._daemon, method, self._path, body, timeout=_TIMEOUT)
+        self._used_at = time.monotonic()
+        return told
 
     async def _use(self) -> None:
         with suppress(DroverError):  # whoever needs it has another one made
             await self.read()
-
-    def _exchange(self, method: str, body: Any) -> Any:
-        """Ask once, or twice where the other side had let go of the connection meanwhile: a swap may be said again, as
-        the second one finds what the first one has written, and tells that."""
-        kept, self._idle = self._idle, None
-        if kept is not None:
-            try:
-                return self._ask(kept, method, body)
-            except CallFailed as error:
-                if error.code != _NO_ANSWER or isinstance(error.__cause__, TimeoutError):
-                    raise
-        return self._ask(self._daemon.connection(_TIMEOUT), method, body)
-
-    def _ask(self, connection: http.client.HTTPConnection, method: str, body: Any) -> Any:
-        answered = False
-        try:
-            told = self._daemon.exchange(connection, method, self._path, body)
-            answered = True
-            return told
-        except CallFailed as error:
-            answered = error.code not in (_NO_ANSWER, "unreachable")
-            raise
-        finally:
-            if answered and self._idle is None and not self._closed:
-                self._idle, self._used_at = connection, time.monotonic()
-            else:
-                connection.close()
 
     def _told(self, said: Any) -> Owner | None:
         return msgspec.convert(said, Told).owner

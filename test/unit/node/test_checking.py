@@ -1,6 +1,7 @@
 """What is asked of the other node before a migration, and how its clock is told from ours."""
 
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from drover.migration.checks import Need, There
 from drover.migration.storage import DiskImage
 from drover.node.checking import Asking, ask
 from drover.node.client import Daemon
+from drover.node.kept import Kept
 
 
 class OtherNode(Daemon):
@@ -25,7 +27,7 @@ class OtherNode(Daemon):
         self._ahead = ahead
         self.asked: Any = None
 
-    def call(self, method: str, path: str, body: Any = None, **_: Any) -> Any:
+    def exchange(self, connection: HTTPConnection, method: str, path: str, body: Any = None, *_: Any) -> Any:
         """The one call that is made."""
         assert (method, path) == ("POST", "/v1/migration-check")
         self.asked = json.decode(json.encode(body), type=Asking)
@@ -45,12 +47,12 @@ def need(**more: Any) -> Need:
 def test_what_is_asked() -> None:
     """Nothing secret, and of the QEMU that is to be there."""
     node = OtherNode()
-    found = ask(node, need(), emulator="/usr/bin/qemu", postcopy=True)
+    found = ask(node, need(), Kept(), emulator="/usr/bin/qemu", postcopy=True)
     assert (found.node, found.fit.version, found.ahead) == ("b", (10, 0, 2), 0.0)
     assert node.asked.parcel.spec.emulator == "/usr/bin/qemu"
     assert node.asked.postcopy
     assert "hidden" not in str(json.encode(node.asked))
-    ask(node, need(), emulator="", postcopy=False)
+    ask(node, need(), Kept(), emulator="", postcopy=False)
     assert node.asked.parcel.spec.emulator == "qemu-system-x86_64"
 
 
@@ -61,7 +63,7 @@ def test_images_are_marked_meanwhile(tmp_path: Path) -> None:
                       allocated=0, still=False)  # fmt: skip
     node = OtherNode()
     elsewhere = structs.replace(image, path="nbd+unix:///x?socket=/s", local=True)
-    ask(node, need(images=(image, elsewhere)), emulator="", postcopy=False)
+    ask(node, need(images=(image, elsewhere)), Kept(), emulator="", postcopy=False)
     assert node.asked.marks.keys() == {str(path)}
     with path.open("rb") as file:
         assert not locked_by_others(file.fileno(), node.asked.marks[str(path)])
@@ -70,6 +72,6 @@ def test_images_are_marked_meanwhile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ahead", [-100.0, 100.0])
 def test_a_clock_that_is_wrong(ahead: float) -> None:
     """What the call took is no fault of the clock's."""
-    found = ask(OtherNode(ahead), need(), emulator="", postcopy=False)
+    found = ask(OtherNode(ahead), need(), Kept(), emulator="", postcopy=False)
     assert 99.0 < abs(found.ahead) <= 100.0
     assert found.ahead * ahead > 0

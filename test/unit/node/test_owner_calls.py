@@ -5,6 +5,8 @@ import json
 import socketserver
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import pytest
 from msgspec import to_builtins
 
 from drover.errors import CallFailed
+from drover.node import kept as module
 from drover.node.client import Daemon
+from drover.node.kept import Kept
 from drover.node.owner_calls import FarRegister
 from drover.store.owner import Owner
+from waiting import wait_for
 
 OWNER = Owner(node="a", boot_id="b", incarnation="u/1", epoch=3)
 
@@ -23,6 +28,8 @@ class Answering(socketserver.ThreadingUnixStreamServer):
     """Tells of one record.
 
     :ivar made: connections
+    :ivar left: those that have ended
+    :ivar wait: for whom, before an answer
     :ivar asked: requests
     :ivar lets_go: of each connection after an answer, unsaid
     """
@@ -30,7 +37,8 @@ class Answering(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
     def __init__(self, path: Path) -> None:
-        self.made = self.asked = 0
+        self.made = self.asked = self.left = 0
+        self.wait: threading.Barrier | None = None
         self.lets_go = False
         self.status = 200
         super().__init__(str(path), Answer)
@@ -47,6 +55,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.asked += 1
+        if self.server.wait is not None:
+            with suppress(threading.BrokenBarrierError):
+                self.server.wait.wait(10)
         body = json.dumps({"owner": to_builtins(OWNER), "code": "no", "detail": "so"}).encode()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
@@ -55,6 +66,11 @@ class Answer(BaseHTTPRequestHandler):
         self.close_connection = self.server.lets_go
 
     do_POST = do_GET
+
+    def finish(self) -> None:
+        with suppress(OSError):
+            super().finish()
+        self.server.left += 1
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -71,10 +87,21 @@ def server(tmp_path: Path) -> Iterator[Answering]:
 
 
 @pytest.fixture
-def register(server: Answering) -> Iterator[FarRegister]:
-    register = FarRegister(Daemon(Path(str(server.server_address))), "vm")
+def kept() -> Iterator[Kept]:
+    kept = Kept()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def register(server: Answering, kept: Kept) -> Iterator[FarRegister]:
+    register = FarRegister(daemon(server), "vm", kept)
     yield register
     register.close()
+
+
+def daemon(server: Answering) -> Daemon:
+    return Daemon(Path(str(server.server_address)))
 
 
 def test_one_connection_for_all(server: Answering, register: FarRegister) -> None:
@@ -126,3 +153,38 @@ def test_it_is_used_before_it_ends(
     asyncio.run(stay())
     assert server.made == 1
     assert server.asked == 2
+
+
+def test_the_next_one_has_it(server: Answering, register: FarRegister, kept: Kept) -> None:
+    assert asyncio.run(register.read()) == OWNER
+    register.close()
+    assert asyncio.run(FarRegister(daemon(server), "other", kept).read()) == OWNER
+    kept.call(daemon(server), "GET", "/", timeout=5)
+    assert (server.made, server.asked) == (1, 3)
+
+
+def test_each_is_used_by_one_at_a_time(server: Answering, kept: Kept) -> None:
+    server.wait = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            list(pool.map(lambda _: kept.call(daemon(server), "GET", "/", timeout=5), range(2)))
+    assert (server.made, server.asked) == (2, 4)
+
+
+def test_idle_ones_are_let_go_of(server: Answering, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE", 0.1)
+    kept.call(daemon(server), "GET", "/", timeout=5)
+    wait_for(lambda: server.left == 1)
+    kept.call(daemon(server), "GET", "/", timeout=5)
+    assert server.made == 2
+    kept.close()
+    wait_for(lambda: server.left == 2)
+
+
+def test_a_silent_one_is_not_asked_again(server: Answering, kept: Kept) -> None:
+    kept.call(daemon(server), "GET", "/", timeout=5)
+    server.wait = threading.Barrier(2)
+    with pytest.raises(CallFailed, match="does not answer"):
+        kept.call(daemon(server), "GET", "/", timeout=0.1)
+    assert (server.made, server.asked) == (1, 2)
+    server.wait.abort()
