@@ -18,14 +18,13 @@ TOP: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "build" / "py")]
 sys.path.append(str(TOP / "test"))
 
-from daemons_of import FRESH, GUEST, Daemon, Libvirtd, NodeDaemon  # noqa: E402
+from daemons_of import FRESH, GUEST, LIBVIRT, Daemon, Libvirtd, NodeDaemon, has_libvirt  # noqa: E402
 from frame import CPU_MS, WALL, WALL_MS, Bar, BenchError, Clock, Column, Result, Side, Versus, Within, measure  # noqa: E402
 from report import table  # noqa: E402
 from run import progress, summary, write  # noqa: E402
 
 OURS: Final = "drover"
 THEIRS: Final = "libvirt"
-ROOT: Final = TOP / "build" / "libvirt" / "root"
 MEMORY: Final = Column("memory", "kB", 1 / 1024)
 FIVE_TIMES: Final = Versus(OURS, 0.2, WALL, THEIRS)
 FASTER: Final = Versus(OURS, 1.0, WALL, THEIRS)
@@ -192,11 +191,10 @@ def main() -> int:
     with ExitStack() as stack:
         sides: Sides = {OURS: stack.enter_context(NodeDaemon())}
         missing = []
-        if ROOT.with_name("packages").exists() and not options.alone:
-            sides[THEIRS] = stack.enter_context(Libvirtd(ROOT))
+        if not options.alone and has_libvirt(THEIRS):
+            sides[THEIRS] = stack.enter_context(Libvirtd(LIBVIRT))
         else:
             missing = [THEIRS]
-            print("libvirt: not there (tools/libvirt build/libvirt), so ours alone")
         for side in sides.values():
             print(*side.about(), sep="\n")
         for result in everything(sides, options.counts, options.rounds):

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from frame import BenchError
 from procs import cpu_of, memory_of
+from prompt import wait_for_prompt
 
 from drover.kvm.node import Node
 from drover.kvm.paths import Paths
@@ -23,12 +24,24 @@ from machines import qemu_of
 from noded import Noded
 
 HERE: Final = Path(__file__).resolve().parent
+LIBVIRT: Final = HERE.parents[1] / "build" / "libvirt" / "root"  # as tools/libvirt makes it
 DISK: Final = 8 << 20  # bytes
 FRESH: Final = "fresh"  # the machine that is started and ended in each round
 GUEST: Final = "guest"  # one with a guest that boots
 MAC: Final = "52:54:00:12:34:56"
 SEEN: Final = {"disk": "/sys/block/vda", "nic": "/sys/class/net/eth0"}  # what a guest has with its first
 _START: Final = 60.0  # s
+
+
+def has_libvirt(what: str) -> bool:
+    """Whether there is a libvirt to measure; if not, say so.
+
+    :param what: that is left out then
+    """
+    if os.geteuid() == 0 and LIBVIRT.with_name("packages").exists():
+        return True
+    print(f"{what}: not there (tools/libvirt build/libvirt, as root), left out")
+    return False
 
 
 class Daemon(ABC):
@@ -204,15 +217,23 @@ class NodeDaemon(Daemon):
 class Libvirtd(Daemon):
     """libvirtd, in a root directory of its own.
 
+    :ivar programs: files of ours that are there with it
+    :ivar script: what starts it, and whoever answers questions, for sh
     :param root: the Debian that it is in
     """
+
+    programs: tuple[str, ...] = "stopwatch.py", "prompt.py"
+    script = (
+        "libvirtd >/shared/log 2>&1 & until virsh list >/dev/null 2>&1; do sleep 0.1; done; "
+        "python3 /shared/stopwatch.py libvirt"
+    )
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def __enter__(self) -> Self:
         self._shared = Path(tempfile.mkdtemp(prefix="drover-"))
-        for program in ("stopwatch.py", "prompt.py"):
+        for program in self.programs:
             shutil.copy(HERE / program, self._shared)
         image = guest_image()
         shutil.copy(image.kernel, self._shared / "kernel")
@@ -221,13 +242,11 @@ class Libvirtd(Daemon):
             (self._shared / f"{kind}.xml").write_text(text, encoding="ascii")
         (self._shared / "disk.img").touch()
         os.truncate(self._shared / "disk.img", DISK)
-        script = "libvirtd >/shared/log 2>&1 & until virsh list >/dev/null 2>&1; do sleep 0.1; done; "
-        # the shell stays: libvirtd waits for whoever is the first process to reap a QEMU
-        script += "python3 /shared/stopwatch.py libvirt; exit"
+        script = f"{self.script}; exit"  # the shell stays: libvirtd waits for the first process to reap a QEMU
         enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", str(HERE / "enter.sh")]
         self._begin([*enter, str(self._root), str(self._shared), "/bin/sh", "-c", script], {"PATH": os.environ["PATH"]})
         self.words = ["/usr/bin/virsh"]
-        self.pid = self._find()
+        self.pid = self.pids()[0]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,17 +256,12 @@ class Libvirtd(Daemon):
             shutil.rmtree(self._root / path, ignore_errors=True)
         shutil.rmtree(self._shared)
 
-    def _find(self) -> int:
-        """The daemon's number out here: it is below the process that made its namespace."""
+    def pids(self) -> list[int]:
+        """The numbers of all libvirtds out here: each is below the process that made its namespace."""
         deadline = time.monotonic() + _START
         while time.monotonic() < deadline:
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    ours = (process / "ns" / "pid").stat().st_ino != Path("/proc/self/ns/pid").stat().st_ino
-                    if ours and (process / "comm").read_text() == "libvirtd\n":
-                        return int(process.name)
-                except OSError:
-                    continue
+            if found := [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_libvirtd(process)]:
+                return found
             time.sleep(0.1)
         raise BenchError("libvirtd: is not there")
 
@@ -285,6 +299,38 @@ class Libvirtd(Daemon):
             "attach disk": ["attach-device", name, "/shared/disk.xml"],
             "attach nic": ["attach-device", name, "/shared/nic.xml"],
         }[verb]
+
+
+class Ferries(Libvirtd):
+    """Two of them, and a machine that goes from one to the other (:mod:`.ferry`)."""
+
+    programs = ("ferry.py",)
+    script = "python3 /shared/ferry.py"
+
+    def begin(self) -> None:
+        """Start the machine."""
+        self._ask({"run": self.bootable(GUEST)})
+        pids = self.pids()
+        sockets = [Path(f"/proc/{pid}/root{self.console(GUEST)}") for pid in pids]
+        wait_for_prompt(next(path for path in sockets if path.exists()))
+
+    def move(self) -> tuple[float, float]:
+        """Seconds that it took, and that the guest stood still."""
+        answer = self._ask({"move": GUEST})
+        return answer["seconds"], answer["stood"]
+
+    def cpu(self) -> float:
+        """CPU seconds that both have taken so far."""
+        return sum(map(cpu_of, self.pids()))
+
+
+def _is_libvirtd(process: Path) -> bool:
+    """Whether it is one, in a namespace of its own."""
+    try:
+        ours = (process / "ns" / "pid").stat().st_ino != Path("/proc/self/ns/pid").stat().st_ino
+        return ours and (process / "comm").read_text() == "libvirtd\n"
+    except OSError:
+        return False
 
 
 DEVICES: Final = {

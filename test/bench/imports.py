@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from daemons_of import LIBVIRT, has_libvirt
 from frame import CPU_MS, WALL_MS, Added, BenchError, Clock, Result, Side, measure
 
-TOP: Final = Path(__file__).resolve().parents[2]
-ROOT: Final = TOP / "build" / "libvirt" / "root"
 NOTHING: Final = "python -c pass"
 PACKAGE: Final = "import drover"
 CLIENT: Final = "from drover import QmpConnection"
@@ -66,10 +65,8 @@ class Imports:
             Program(HELP, [program, "--help"]),
             Program(NOTHING, [sys.executable, "-c", "pass"]),
         ]
-        if (ROOT / "usr/bin/virsh").exists() and os.geteuid() == 0:
-            sides.append(Program(VIRSH, ["/usr/bin/virsh", "--help"], ROOT))
-        else:
-            print(f"{VIRSH}: not there (tools/libvirt build/libvirt, as root), left out")
+        if has_libvirt(VIRSH):
+            sides.append(Program(VIRSH, ["/usr/bin/virsh", "--help"], LIBVIRT))
         bars = (
             Added(PACKAGE, 60, WALL_MS, NOTHING),
             Added(CLIENT, 60, WALL_MS, NOTHING),
