@@ -184,7 +184,8 @@ def in_the_way(name: str, found: dict[str, Any]) -> str:
 
 def told_of(name: str, report: dict[str, Any]) -> str:
     """How it went, for people."""
-    text = f"{name} runs on {report['node']} now, after {report['seconds']:.1f} s"
+    stands = "stands still" if report.get("paused") else "runs"
+    text = f"{name} {stands} on {report['node']} now, after {report['seconds']:.1f} s"
     if "blackout_ms" in report:
         text += f"; it stood still for {report['blackout_ms']:.0f} ms"
     if not report.get("tls", True):

@@ -78,7 +78,7 @@ def migrate_all(context: click.Context, /, node: str, at_once: int, check: bool,
 
 def _to_move(there: Daemon) -> Iterator[str]:
     for row in RemoteNode(there).rows():
-        if row.state == State.RUNNING:
+        if row.state in (State.RUNNING, State.PAUSED):
             yield row.name
         elif row.state not in _STAY:
             notice(f"{row.name} is {row.state}: it is not moved")

@@ -124,6 +124,7 @@ class Node:
         home: Sequence[str] = (),
         process: str = "",
         keys: Keys | None = None,
+        paused: bool = False,
     ) -> Arrival:
         """Make an instance that arrives from another node, and have a QEMU wait for its machine.
 
@@ -137,6 +138,7 @@ class Node:
         :param home: where the daemon answers that has its owner record
         :param process: the process that waits, as that record names it
         :param keys: of TLS; None: it comes in the clear
+        :param paused: its guest is to stand still
         :raises InstanceExists: there is one of this name here, which has not gone elsewhere
         :raises Overtaken: it arrives already, or has gone, by a later passage
         :raises NoRoom: there is not the memory for it that others have not been promised
@@ -146,7 +148,7 @@ class Node:
         name = spec.name
         passage = Passage(
             way="in", epoch=epoch, other=other, home=tuple(home), process=process, board=parcel.board,
-            tls=keys is not None,
+            tls=keys is not None, paused=paused,
         )  # fmt: skip
         self.host.check(spec)
         with locked(self.host.paths.locks, name, "accept"):

@@ -127,6 +127,7 @@ class Passage(Struct, frozen=True, kw_only=True):
     :ivar exports: of one that comes with disks: where that exports them, a host and a port
     :ivar board: of one that comes: what its devices are plugged into
     :ivar tls: its memory goes by TLS
+    :ivar paused: of one that comes: its guest is to stand still
     """
 
     way: Way
@@ -138,6 +139,7 @@ class Passage(Struct, frozen=True, kw_only=True):
     exports: str = ""
     board: Board | None = None
     tls: bool = False
+    paused: bool = False
 
     def heard_at(self, listens: str, exports: str) -> "Passage":
         """The same, of an instance that is awaited there."""

@@ -34,6 +34,7 @@ class Need(Struct, frozen=True, kw_only=True):
     :ivar cpu: what its guest sees of its CPUs; None: its QEMU cannot tell
     :ivar firmware: bytes of its UEFI, and of its variables; None: it has none
     :ivar until: Unix time of the end of this node's own certificate
+    :ivar paused: its guest stands still, and is to there
     :ivar blockers: what keeps it here, wherever it is to go
     """
 
@@ -42,6 +43,7 @@ class Need(Struct, frozen=True, kw_only=True):
     cpu: CpuModel | None = None
     firmware: tuple[int, int] | None = None
     until: float = FOREVER
+    paused: bool = False
     blockers: tuple[Blocker, ...] = ()
 
 

@@ -29,6 +29,7 @@ class Invitation(Struct, frozen=True, kw_only=True):
     :ivar emulator: the QEMU that is to wait; empty: the specification's
     :ivar disks: what becomes of its images
     :ivar keys: of TLS, for the QEMU that waits; None: all goes over in the clear
+    :ivar paused: its guest stands still, and is to there
     """
 
     parcel: Parcel
@@ -41,11 +42,14 @@ class Invitation(Struct, frozen=True, kw_only=True):
     emulator: str = ""
     disks: Plan = Plan()
     keys: Keys | None = None
+    paused: bool = False
 
     @property
     def newcomer(self) -> Newcomer:
         """The machine, for the state machine."""
-        return Newcomer(machine=self.parcel.spec.name, process=self.process, epoch=self.epoch)
+        return Newcomer(
+            machine=self.parcel.spec.name, process=self.process, epoch=self.epoch, paused=self.paused
+        )  # fmt: skip
 
 
 class Question(Struct, frozen=True, kw_only=True, tag="ask"):

@@ -276,7 +276,7 @@ class _First(Source):
     """
 
     def __init__(self, leaving: _Leaving, settings: Settings, second: _Second, stands: Callable[[], None]) -> None:
-        super().__init__(leaving.host, leaving, settings, Disks())
+        super().__init__(leaving.host, leaving, settings, Disks(), paused=leaving.paused)
         self._leaving = leaving
         self._second = second
         self._stands = stands
@@ -297,10 +297,6 @@ class _First(Source):
         """Have the guest write nothing more."""
         await self._qemu.tell(lambda vm: vm.stop())
         self._stands()
-
-    async def cont(self) -> None:
-        if not self._leaving.paused:
-            await super().cont()
 
     def _write(self) -> None:
         with self._second.writing:

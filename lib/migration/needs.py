@@ -23,19 +23,12 @@ def examined(runtime: Runtime, vm: QmpConnection) -> Need:
     :raises MonitorError: its QEMU does not answer
     :raises NotSupported: it has memory of a kind that is not known here
     """
-    blockers, parcel = [*_paused(runtime, vm), *_bound(runtime), *_by_qemu(vm)], parcel_of(runtime, vm)
+    blockers, parcel = [*_bound(runtime), *_by_qemu(vm)], parcel_of(runtime, vm)
     images = _images(runtime, vm, blockers)
     return Need(
         parcel=parcel, images=tuple(images), cpu=_cpu(runtime, vm), firmware=_firmware(parcel),
-        blockers=tuple(blockers),
+        paused=runtime.paused or vm.query_status().status == "paused", blockers=tuple(blockers),
     )  # fmt: skip
-
-
-def _paused(runtime: Runtime, vm: QmpConnection) -> Iterator[Blocker]:
-    """That somebody wanted it to stand still: on the other node it would run."""
-    if runtime.paused or vm.query_status().status == "paused":
-        name = runtime.spec.name
-        yield Blocker("paused", "the guest", "it is paused, and would run there", f"drover resume {name}")
 
 
 def _bound(runtime: Runtime) -> Iterator[Blocker]:

@@ -168,6 +168,7 @@ class Source(Side):
     :param settings: how it goes over
     :param plan: what becomes of its disks
     :param peer: whom the other side's certificate has to name; empty: all goes over in the clear
+    :param paused: its guest stands still, and is to
     """
 
     hear: Callable[[QemuSaid], None]
@@ -175,7 +176,9 @@ class Source(Side):
     levers: Callable[[], dict[str, int]]
     go_over: Callable[[], Awaitable[None]]
 
-    def __init__(self, host: Host, departure: Departure, settings: Settings, plan: Plan, peer: str = "") -> None:
+    def __init__(
+        self, host: Host, departure: Departure, settings: Settings, plan: Plan, peer: str = "", *, paused: bool
+    ) -> None:
         self.where = self.exports = ""
         self.copied: MirrorProgress | None = None
         self._plan = plan
@@ -186,6 +189,7 @@ class Source(Side):
         self._departure = departure
         self._settings = settings
         self._peer = peer
+        self._paused = paused
         self._watching: asyncio.Task[None] | None = None
         self.qemu: Qemu | None = None
         if (process := running(host, departure.ledger)) is not None:
@@ -295,6 +299,8 @@ class Source(Side):
                 await asyncio.to_thread(sweep, self._private)
 
     async def cont(self) -> None:
+        if self._paused:
+            return
         await self._qemu.tell(lambda vm: vm.cont())
 
     async def rejoin(self) -> None:

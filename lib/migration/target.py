@@ -172,7 +172,7 @@ class Target(Waiting):
         arrival = self._node.accept(
             asked.parcel, f"{asked.scheme}:{_bracketed(self.at)}:0", epoch=asked.epoch,
             other=asked.other, settings=asked.settings, emulator=asked.emulator, home=asked.home,
-            process=asked.process.incarnation, keys=asked.keys,
+            process=asked.process.incarnation, keys=asked.keys, paused=asked.paused,
         )  # fmt: skip
         self._take()
         uri = _uri(arrival.listens, self.at)
@@ -197,11 +197,15 @@ class Target(Waiting):
         await self._told.tell(lambda vm: vm.perform(lambda port: disks.go_over_to_disks(port, plan)))
 
     async def cont(self) -> None:
+        await self.take_over()
+        await self._run()
+
+    async def take_over(self) -> None:
+        """Have its disks and cards for itself: what it needs to run."""
         if self.exports or self._again:
             plan = await asyncio.to_thread(self._keep.plan)
             await self._told.tell(lambda vm: vm.perform(lambda port: disks.close(port, plan)))
         await asyncio.to_thread(self._make_ready)
-        await self._run()
 
     def _make_ready(self) -> None:
         """Let packets through to it from now on, and its console go on. What of that cannot be keeps it from nothing.
@@ -244,9 +248,10 @@ class Target(Waiting):
         ledger = self.ledger
         assert ledger is not None
         document = ledger.document
+        paused = document.passage is not None and document.passage.paused
         document.passage, document.last_stop = None, None
         if document.runtime is not None:
-            document.runtime.paused = False
+            document.runtime.paused = paused
             take_back(document.runtime.uid)
         ledger.commit()
         self._keep.keep()

@@ -4,13 +4,14 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 from aiohttp import WSMsgType, web
 
-from ..errors import DroverError, InstanceBusy
+from ..errors import DroverError, InstanceBusy, MonitorError
 from ..kvm.ending import running
 from ..kvm.ledger import Ledger
 from ..kvm.record import Passage, load
@@ -265,7 +266,7 @@ class Arrivals:
         """One that an earlier daemon held."""
         register = FarRegister(self._caller(passage.home), name, self._caller.kept)
         process = Owner(node=self._name(), boot_id=self._worker.node.host.boot_id, incarnation=passage.process)
-        newcomer = Newcomer(machine=name, process=process, epoch=passage.epoch)
+        newcomer = Newcomer(machine=name, process=process, epoch=passage.epoch, paused=passage.paused)
         return Coming(newcomer, Target(self._worker.node, name, ""), register, self._order, self._model)
 
     def _told_by_document(self, name: str, incarnation: str) -> TargetSaid:
@@ -282,7 +283,8 @@ class Arrivals:
         if process is None:
             return TargetSaid(incarnation, self._order(), gone=True, ran=True)
         process.close()
-        return TargetSaid(incarnation, self._order(), "completed", "running", ran=True)
+        run = "paused" if document.runtime is not None and document.runtime.paused else "running"
+        return TargetSaid(incarnation, self._order(), "completed", run, ran=True)
 
     # -- one of them ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +324,9 @@ class Arrivals:
         if end.result is Result.DONE:
             if known.owner is not None:
                 await self._worker.do("", partial(self._books.learn, name, known.owner))
+            if coming.it.paused:
+                with suppress(MonitorError):  # it has ended meanwhile
+                    await target.take_over()
             await self._worker.do("", target.arrived)
             await target.has_all()  # what it still fetches may have to be mended
             await target.disarm()

@@ -215,6 +215,7 @@ class Departures:
             storage=goes_along(found.disks),
             postcopy=Means.POSTCOPY in found.terms.means,
             slow=found.terms.once or found.terms.wishes.blackout > _LONG,
+            paused=need.paused,
         )
         for notice in found.notices:
             log.warning("%s: %s", name, notice, extra={"instance": name})
@@ -342,7 +343,7 @@ class Departures:
         return Invitation(
             parcel=need.parcel, process=going.journey.plan.target, epoch=epoch, other=here.name, home=here.addresses,
             settings=going.journey.target, emulator=going.journey.emulator,
-            disks=going.journey.disks, keys=going.departure.theirs,
+            disks=going.journey.disks, keys=going.departure.theirs, paused=going.journey.plan.paused,
         )  # fmt: skip
 
 
@@ -370,8 +371,10 @@ def _terms(
     :param there: the version of the QEMU there, as far as it is known
     """
     unlimited = Wishes()
+    # a guest that stands still makes nothing dirty: all of it goes over before it is handed over
+    means = tuple(each for each in _means(params) if not (need.paused and each is Means.POSTCOPY))
     wishes = Wishes(
-        blackout=params.blackout, deadline=params.deadline, means=_means(params), throttle=params.throttle,
+        blackout=params.blackout, deadline=params.deadline, means=means, throttle=params.throttle,
         cap=params.bandwidth or unlimited.cap, ceiling=params.ceiling or params.bandwidth or unlimited.ceiling,
     )  # fmt: skip
     able = departure.capabilities

@@ -54,7 +54,9 @@ class Going:
         self.journey = journey
         self.news: queue.SimpleQueue[Step | View | None] = queue.SimpleQueue()
         self.cancelled = False
-        self.source = Source(departure.host, departure, journey.source, journey.disks, journey.peer)
+        self.source = Source(
+            departure.host, departure, journey.source, journey.disks, journey.peer, paused=plan.paused
+        )  # fmt: skip
         self._model = model
         self._account = Account(time.monotonic() - max(0.0, time.time() - journey.began), self.news.put)
         asked = plan.machine, plan.target.incarnation, partial(invite, self)
@@ -119,6 +121,7 @@ class Going:
             "node": journey.plan.target.node,
             "notices": list(journey.notices),
             "tls": bool(journey.peer),
+            "paused": journey.plan.paused,
             "capabilities": sorted(name for name, on in journey.source.capabilities.items() if on),
         }
         return told | self._account.report(self.pace, self.source.qemu)

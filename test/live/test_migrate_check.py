@@ -61,18 +61,6 @@ def test_all_is_told_at_once(pair: Pair) -> None:
     assert pair.there.daemon.rows()["a"]["state"] == "stopped"
 
 
-def test_one_that_is_paused(pair: Pair) -> None:
-    """It was to stand still, and would not any more."""
-    started(pair, "10.0")
-    pair.here.daemon.do("pause", "a")
-    assert checked(pair).keys() == {"paused"}
-    status, answer = pair.ask("a")
-    assert (status, answer["code"]) == (409, "migration-blocked")
-    assert pair.here.daemon.rows()["a"]["state"] == "paused"
-    pair.here.daemon.do("resume", "a")
-    assert checked(pair) == {}
-
-
 def test_a_cpu_that_can_less(pair: Pair) -> None:
     """`max` of a new QEMU has what that of an old one has not; the other way round a guest misses nothing."""
     started(pair, "10.0", machine=OLD)

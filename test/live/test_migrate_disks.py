@@ -87,6 +87,24 @@ def test_what_is_not_there_is_not_gone_to(apart: Pair, folder: Path) -> None:
     apart.runs_here_alone("a")
 
 
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_a_disk_goes_along_with_one_that_is_paused(apart: Pair, folder: Path, version: str) -> None:
+    """Nobody has it run there until somebody wants it to; then it has its disk for itself."""
+    image = folder / "disk.qcow2"
+    started(apart, version, image)
+    say(apart.here.node.instance("a"), "echo before | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    apart.here.daemon.do("pause", "a")
+    report = apart.move("a", copy_disks=True)
+    assert (report["paused"], report.get("blackout_ms")) == (True, None)
+    wait_for(lambda: apart.there.daemon.rows()["a"]["state"] == "paused")
+    there = apart.there.node.instance("a")
+    with QmpConnection(apart.there.paths.instance("a").socket("people")) as vm:
+        wait_for(lambda: not vm.query_block_exports())
+    apart.there.daemon.do("resume", "a")
+    assert "before" in say(there, "dd if=/dev/vda bs=512 count=1 2>/dev/null")
+    assert "after" in say(there, "echo after | dd of=/dev/vda bs=512 conv=sync,fsync; dd if=/dev/vda bs=512 count=1")
+
+
 def check_disks_go_by_tls(pair: Pair) -> None:
     """The other node gives nobody anything without it, and lets in nobody but the source."""
     document = pair.there.paths.instance("a").document
