@@ -1,13 +1,17 @@
 """Who is killed, stopped or cut off, and how that is healed."""
 
+import os
+import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from nodes.lane import Lane, send
 from people import Member
 
 Act = Callable[[Lane, str], None]
+_DIES: Final = 10.0  # s
 
 
 class Blow(NamedTuple):
@@ -57,10 +61,23 @@ def _stop_daemon(side: str) -> Blow:
     return Blow(signalled(signal.SIGSTOP), signalled(signal.SIGCONT), stops=side)
 
 
+@contextmanager
+def pidfd(pid: int) -> Iterator[int]:
+    """A process, whose end is seen when all of its threads have ended: by its first one alone it is dead before."""
+    process = os.pidfd_open(pid)
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
 def _signal_qemu(side: str, number: int) -> Act:
     def act(lane: Lane, name: str) -> None:
         if pid := lane.qemu(_of(side)(lane), name):
-            send(pid, number)
+            with suppress(ProcessLookupError), pidfd(pid) as process:
+                send(pid, number)
+                if number == signal.SIGKILL:  # one that still dies may be told something, and nobody knows if it heard
+                    assert select.select([process], [], [], _DIES)[0], f"{pid} has not died"
 
     return act
 
