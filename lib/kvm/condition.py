@@ -52,7 +52,8 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
     with process:
         try:
             with dial(ledger.paths.socket("control"), timeout, process.pid) as vm:
-                condition.state, condition.detail = state_of(vm)
+                state, condition.detail = state_of(vm)
+                condition.state = settled(ledger.document, state)
         except MonitorError as error:
             condition.state = State.ENDED if is_over(process, error, _ENDING) else State.UNRESPONSIVE
             condition.detail = str(error)
@@ -62,6 +63,19 @@ def look(host: Host, ledger: Ledger, timeout: float) -> Condition:
 def at_rest(document: Document) -> State:
     """What an instance is that does not run."""
     return State.STOPPED if document.saved is None else State.SAVED
+
+
+def settled(document: Document, state: State) -> State:
+    """What it is, by what is kept of it: one that is paused, and was sent and did not go, is on no way any more.
+
+    QEMU itself goes on to say ``postmigrate`` of it, until somebody has it run.
+
+    :param state: by what QEMU says
+    """
+    runtime = document.runtime
+    on_its_way = document.passage is not None or document.pending is not None
+    stays = state is State.MIGRATING and not on_its_way and runtime is not None and runtime.paused
+    return State.PAUSED if stays else state
 
 
 def state_of(vm: QmpConnection) -> tuple[State, str]:

@@ -74,7 +74,8 @@ class Newcomer(Struct, frozen=True, kw_only=True):
 class Known:
     """What has been heard.
 
-    :ivar ran: whether the process was ever told to run; None: it is not known
+    :ivar ran: whether the process was ever told to run, or that it is the machine and stands still; None: it is not
+        known
     :ivar named: the record names the process: it may run
     """
 
@@ -272,6 +273,7 @@ class Arrival:
             case Arrived.START:
                 known.ran = True
             case Arrived.SETTLE:
+                known.ran = True  # also one that stands still: it is the machine from now on
                 owner = known.owner
                 if owner is None or owner.phase is not Phase.COMMIT:
                     return [_READ]

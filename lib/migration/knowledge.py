@@ -309,8 +309,10 @@ class Knowledge:
         return self.target.gone or bool(self.target.refused) or self.target.status == "failed"
 
     def target_runs(self) -> bool:
-        """The machine runs there, or stands still as it is to."""
-        return self.target.run == ("paused" if self.plan.paused else "running") and not self.target.gone
+        """The machine runs there, or knows that it is the machine, and stands still as it is to."""
+        # that it stands still says nothing by itself: it does before it is handed over, too
+        stands = self.plan.paused and self.target.run == "paused" and self.target.ran is True
+        return (self.target.run == "running" or stands) and not self.target.gone
 
     def target_done(self) -> bool:
         """It has all of the machine."""

@@ -270,9 +270,7 @@ class _Second(Waiting):
 class _First(Source):
     """The QEMU that the machine leaves.
 
-    :param paused: the machine is to stand still
-    :param blind: it is to from the beginning
-    :param stands: called when it was made to
+    :param stands: called when the guest was made to stand still
     """
 
     def __init__(self, leaving: _Leaving, settings: Settings, second: _Second, stands: Callable[[], None]) -> None:

@@ -23,11 +23,12 @@ def examined(runtime: Runtime, vm: QmpConnection) -> Need:
     :raises MonitorError: its QEMU does not answer
     :raises NotSupported: it has memory of a kind that is not known here
     """
-    blockers, parcel = [*_bound(runtime), *_by_qemu(vm)], parcel_of(runtime, vm)
+    status = vm.query_status().status
+    blockers, parcel = [*_bound(runtime), *_by_qemu(vm, runtime.spec.name, status)], parcel_of(runtime, vm)
     images = _images(runtime, vm, blockers)
     return Need(
         parcel=parcel, images=tuple(images), cpu=_cpu(runtime, vm), firmware=_firmware(parcel),
-        paused=runtime.paused or vm.query_status().status == "paused", blockers=tuple(blockers),
+        paused=runtime.paused or status == "paused", blockers=tuple(blockers),
     )  # fmt: skip
 
 
@@ -37,8 +38,11 @@ def _bound(runtime: Runtime) -> Iterator[Blocker]:
         yield Blocker("device-bound", device, f"it is {what}, which no other node has", "drover detach it before")
 
 
-def _by_qemu(vm: QmpConnection) -> Iterator[Blocker]:
+def _by_qemu(vm: QmpConnection, name: str, status: str) -> Iterator[Blocker]:
     """What QEMU itself says that keeps it."""
+    if status == "postmigrate":
+        why = "it was sent before, did not go, and stands still since: QEMU does not send it again until it has run"
+        yield Blocker("sent-before", "the guest", why, f"drover resume {name}, drover pause {name}")
     for reason in vm.query_migrate().blocked_reasons:
         yield Blocker("qemu", "QEMU", reason.rstrip("."), "take out what that is about")
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import DroverError, InstanceNotFound, MonitorError
+from ..errors import CommandError, DroverError, InstanceNotFound, MonitorError
 from ..kvm import logs
 from ..kvm.ending import conclude, log_tail, running
 from ..kvm.ends import Stop
@@ -159,8 +159,10 @@ class Target(Waiting):
     async def launch(self) -> None:
         asked = self._invitation
         assert asked is not None
-        uri = await asyncio.to_thread(self._accept, asked)
-        self._follow()
+        try:
+            uri = await asyncio.to_thread(self._accept, asked)
+        finally:  # where it waits, but that cannot be written down, it has to be ended
+            self._follow()
         if _serves(asked.disks):
             await self._serve(asked.disks, secured=asked.keys is not None)
             await self._listens_at(uri)
@@ -322,10 +324,17 @@ async def _pause(qemu: Qemu) -> None:
     """Have it see that its postcopy is cut: it does by itself, unless the network is silent.
 
     Not by ``migrate-pause``: that looks at a connection which QEMU may just have taken away, and kills the machine.
-    ``yank`` may come at any time. If it still sees nothing, what is asked of it next is refused.
+    ``yank`` may come at any time; QEMU before 6.0 has none, and has to see it by itself. If it still sees nothing, what
+    is asked of it next is refused.
     """
+
+    def sees_it() -> bool:
+        return qemu.gone or qemu.said.status == "postcopy-paused"
+
     with suppress(TimeoutError):
         async with asyncio.timeout(_NOTICES):
-            while not (qemu.gone or qemu.said.status == "postcopy-paused"):
-                await qemu.tell(lambda vm: vm.yank(_MIGRATION))
-                await qemu.news()
+            while not sees_it():
+                with suppress(CommandError):
+                    await qemu.tell(lambda vm: vm.yank(_MIGRATION))
+                if not sees_it():
+                    await qemu.news()

@@ -80,7 +80,8 @@ class TargetSaid(Struct, frozen=True):
     :ivar status: of the migration; run: the run state. As that node has last heard them: after a cut in postcopy QEMU
         itself says nothing any more
     :ivar gone: the process has been seen dead, or was never started; whatever comes, it does not run
-    :ivar ran: whether it has ever been told to run; None: that node cannot tell any more
+    :ivar ran: whether it has ever been told to run, or that it is the machine and stands still; None: that node cannot
+        tell any more
     :ivar refused: why that node does not take the machine; empty: it does
     """
 

@@ -283,8 +283,7 @@ class Arrivals:
         if process is None:
             return TargetSaid(incarnation, self._order(), gone=True, ran=True)
         process.close()
-        run = "paused" if document.runtime is not None and document.runtime.paused else "running"
-        return TargetSaid(incarnation, self._order(), "completed", run, ran=True)
+        return TargetSaid(incarnation, self._order(), "completed", "running", ran=True)
 
     # -- one of them ---------------------------------------------------------------------------------------------------
 

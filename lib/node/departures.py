@@ -239,7 +239,7 @@ class Departures:
         if not here.addresses:
             raise NotJoined("this node has no certificate that others trust: drover node init, or drover node join")
         daemon = self._caller([params.node])
-        postcopy = Means.POSTCOPY in _means(params)
+        postcopy = Means.POSTCOPY in _means(params, need)
         there = ask(daemon, need, self._caller.kept, emulator=params.emulator, postcopy=postcopy)
         if there.node == here.name:
             raise ArgumentError("node", params.node, f"another node than {here.name}, where it runs")
@@ -251,7 +251,7 @@ class Departures:
             once=terms.once, have=_have(departure),
         )  # fmt: skip
         blockers = compare(structs.replace(need, until=here.until), there, disks, manner)
-        notices = tuple(_notices(need, terms))
+        notices = tuple(_notices(params, need, terms))
         return _Look(
             there=there, disks=disks, terms=terms, manner=manner, blockers=tuple(blockers), notices=notices
         )  # fmt: skip
@@ -357,9 +357,15 @@ def _with_bitmaps(disks: storage.Plan, source: Settings, target: Settings) -> tu
     return found[0], found[1]
 
 
-def _means(params: Move) -> tuple[Means, ...]:
+def _wants_postcopy(params: Move) -> bool:
+    return params.postcopy or (params.means is not None and Means.POSTCOPY in params.means)
+
+
+def _means(params: Move, need: Need) -> tuple[Means, ...]:
     """What may be done so that it comes to its end, in this order."""
     means = MEANS if params.means is None else tuple(map(Means, params.means))
+    if need.paused:  # it makes nothing dirty, so postcopy would only stake it on both nodes
+        return tuple(each for each in means if each is not Means.POSTCOPY)
     return (*means, Means.POSTCOPY) if params.postcopy and Means.POSTCOPY not in means else means
 
 
@@ -371,10 +377,8 @@ def _terms(
     :param there: the version of the QEMU there, as far as it is known
     """
     unlimited = Wishes()
-    # a guest that stands still makes nothing dirty: all of it goes over before it is handed over
-    means = tuple(each for each in _means(params) if not (need.paused and each is Means.POSTCOPY))
     wishes = Wishes(
-        blackout=params.blackout, deadline=params.deadline, means=means, throttle=params.throttle,
+        blackout=params.blackout, deadline=params.deadline, means=_means(params, need), throttle=params.throttle,
         cap=params.bandwidth or unlimited.cap, ceiling=params.ceiling or params.bandwidth or unlimited.ceiling,
     )  # fmt: skip
     able = departure.capabilities
@@ -383,8 +387,10 @@ def _terms(
     return agree(wishes, able, theirs, memory=need.parcel.spec.memory.size, to_copy=to_copy, once=once)
 
 
-def _notices(need: Need, terms: Terms) -> Iterator[str]:
+def _notices(params: Move, need: Need, terms: Terms) -> Iterator[str]:
     """What is not as it was asked for."""
+    if need.paused and _wants_postcopy(params):
+        yield "its guest is paused, so it goes without postcopy, which is for guests that run"
     if terms.once:
         yield (
             f"{losing(need.parcel.version)}: so there is but one, and the guest stands still for all that it makes "

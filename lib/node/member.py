@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import structs
 
 from ..errors import ConnectTimeout, DroverError, MonitorError, MonitorTimeout, RecordError
-from ..kvm.condition import ask_state, at_rest
+from ..kvm.condition import ask_state, at_rest, settled
 from ..kvm.ends import Restart
 from ..kvm.host import Host
 from ..kvm.mend import ENDED_BY_GUEST
@@ -230,7 +230,7 @@ class Member:
                 while True:
                     state, detail = await self._ask(vm)
                     self.vm = vm
-                    self._say(document, state, detail)
+                    self._say(document, settled(document, state), detail)
                     self._settle()
                     if event is not None and event.timestamp > 0:
                         self._timed(Timing.EVENT_LAG, max(0.0, time.time() - event.timestamp))

@@ -13,7 +13,7 @@ from faces import FACES, Face
 from instances import VERSIONS, temporary_node
 from machines import qemu_of
 from noded import Noded, running
-from pairs import faults_by_anybody
+from pairs import Pair, faults_by_anybody, two_nodes
 
 KINDS = ["7.2-q35", "7.2-pc", "10.0-q35", "10.0-pc"]
 # Every kind of machine, every face, each version on each face; the flows are the same ones.
@@ -31,6 +31,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("booted", "face"), pairs, indirect=True)
     else:
         metafunc.parametrize("booted", [kind for kind in KINDS if kind.endswith(wanted)], indirect=True)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """Two nodes with one network, between which machines move."""
+    with two_nodes(tmp_path) as pair:
+        yield pair
 
 
 @pytest.fixture(scope="session")

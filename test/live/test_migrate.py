@@ -23,12 +23,6 @@ PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MIB = 1 << 20
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with two_nodes(tmp_path) as pair:
-        yield pair
-
-
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 def test_it_moves(pair: Pair, version: str) -> None:
     """A machine with nothing in it; and what is told of that."""

@@ -3,23 +3,13 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 import waiting
 from instances import bare
-from pairs import Pair, ended, two_nodes
+from pairs import Pair, ended
 
 wait_for = partial(waiting.wait_for, timeout=60)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with two_nodes(tmp_path) as pair:
-        yield pair
 
 
 def running(pair: Pair, *names: str) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ from machines import qemu_of
 from pairs import Pair, two_nodes
 
 OLD = {"type": "pc-q35-7.2"}  # a type that both have
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with two_nodes(tmp_path) as pair:
-        yield pair
 
 
 def started(pair: Pair, version: str, **more: Any) -> None:

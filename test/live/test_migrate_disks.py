@@ -14,16 +14,10 @@ from drover import QmpConnection
 from drover.errors import NbdRefused
 from drover.kvm.record import load
 from instances import bootable, say, temporary_node, wait_for_shell
-from pairs import Pair, ended, two_nodes
+from pairs import Pair, ended
 
 wait_for = partial(waiting.wait_for, timeout=60)
 MIB = 1 << 20
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with two_nodes(tmp_path) as pair:
-        yield pair
 
 
 @pytest.fixture

@@ -24,12 +24,6 @@ MIB = 1 << 20
 SLOWLY = {"bandwidth": 128 << 10}  # a machine with nothing in it has 1 MB to send
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with two_nodes(tmp_path) as pair:
-        yield pair
-
-
 @contextmanager
 def qmp(member: Member, name: str) -> Iterator[QmpConnection]:
     with QmpConnection(member.paths.instance(name).socket("people"), timeout=10) as vm:

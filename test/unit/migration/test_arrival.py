@@ -133,4 +133,5 @@ def test_one_that_is_to_stand_still_does_so_as_soon_as_it_is_here() -> None:
     assert arrival.state is Arrived.HOLD
     actions = arrival.hear(OwnerIs(NAMED))
     assert (arrival.state, verbs(actions)) == (Arrived.SETTLE, [])
+    assert arrival.known.ran is True
     assert Swap(NAMED, NAMED.to(Phase.RUNNING)) in actions

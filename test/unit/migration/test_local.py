@@ -130,7 +130,11 @@ def test_one_that_is_to_stand_still_is_told_to_run_on_neither_side() -> None:
     for paused in (True, False):
         known = Knowledge(Plan(machine="vm", source=source, target=target, paused=paused))
         known.target_said(TargetSaid("2", 1, "completed", "paused"))
+        assert known.target_runs() is False  # it may not have heard yet that it is the machine
+        known.target_said(TargetSaid("2", 2, "completed", "paused", ran=True))
         assert known.target_runs() is paused
+        known.target_said(TargetSaid("2", 3, "completed", "running", ran=True))
+        assert known.target_runs()  # somebody has had it run since
         known.source_said(QemuSaid("completed", "postmigrate"))
         known.outstanding.add(SourceVerb.CONT)
         assert known.source_runs() is False
