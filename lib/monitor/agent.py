@@ -132,11 +132,11 @@ class SocketAgentPort(LinkPort[AgentSession], AgentPort):
     async def _wait(self, link: Link[AgentSession], call: Call, limit: float | None, longest: float) -> None:
         """Wait until `call` is done.
 
-        :param longest: seconds for which a reply of which ever more comes is waited for
-
         An agent that is in step is there, and so is one that was left with a command, for as long as such a
         command takes. Else its answer to a sync is waited for: as long as the caller likes where that is all
         he wants, and no longer than an agent takes before any other command.
+
+        :param longest: seconds for which a reply of which ever more comes is waited for
         """
         session, start = link.session, self.now()
         patience = _less(limit, None if call.command == SYNC else SYNC_TIMEOUT)

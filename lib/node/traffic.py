@@ -39,6 +39,7 @@ class Traffic:
         self._worker = worker
         self._books = Books(worker.node.host.paths.state)
         caller, here = Callers(folder), partial(known_as, folder)
+        self._kept = caller.kept
         self.departures = Departures(worker, model, self._books, here, caller, Shares(bandwidth))
         self._checks = CheckCalls(worker, here)
         self.arrivals = Arrivals(worker, model, self._books, lambda: here().name, caller, Shares(bandwidth))
@@ -104,4 +105,5 @@ class Traffic:
     async def stop(self) -> None:
         """Let go of all; it goes on, and the next daemon takes it up."""
         await self.arrivals.stop()
+        self._kept.close()
         self._books.close()
