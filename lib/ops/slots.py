@@ -119,13 +119,23 @@ def _taken(devices: Iterable[Mapping[str, Any]]) -> bitarray:
 
 
 def enumerated(query_pci: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the firmware has numbered the buses; before that ``query-pci`` shows nothing behind a bridge."""
+    """Whether the firmware has numbered the buses; before that ``query-pci`` shows not all that is behind bridges.
 
-    def numbered(devices: Iterable[Mapping[str, Any]]) -> bool:
-        bridges = [device["pci_bridge"] for device in devices if "pci_bridge" in device]
-        return all(bridge["bus"]["secondary"] and numbered(bridge.get("devices", ())) for bridge in bridges)
+    QEMU finds what is behind a bridge by the number of its bus. SeaBIOS gives all of them the number 255 before it
+    numbers one after the other: for as long, each bridge that is left is shown with what is behind the first.
+    """
+    bridges = list[Mapping[str, Any]]()
 
-    return all(numbered(root["devices"]) for root in query_pci)
+    def collect(devices: Iterable[Mapping[str, Any]]) -> None:
+        for device in devices:
+            if "pci_bridge" in device:
+                bridges.append(device["pci_bridge"])
+                collect(device["pci_bridge"].get("devices", ()))
+
+    for root in query_pci:
+        collect(root["devices"])
+    numbers = {bridge["bus"]["secondary"] for bridge in bridges}
+    return len(numbers) == len(bridges) and 0 not in numbers and all("devices" in bridge for bridge in bridges)
 
 
 def mark_used(buses: Iterable[PciBus], devices: Iterable[tuple[str, int]]) -> None:

@@ -22,6 +22,7 @@ from drover.errors import (
 )
 from drover.kvm.taps import open_tap
 from drover.ops.migration_settings import CAPABILITIES, PARAMETERS
+from drover.ops.topology import query_pci_buses
 from drover.testing.machine import Machine
 from faces import Face
 
@@ -448,6 +449,24 @@ def test_slots_without_a_guest(firmware: Machine, tmp_path: Path) -> None:
         assert len(set(places)) == len(places)
         assert caught.value.full == ({"pci.0": 31} if pc else {"rp0": 1, "rp1": 1, "rp2": 1, "rp3": 1})
         assert len(places) >= (25 if pc else 4)
+
+
+def test_slots_while_the_firmware_numbers_the_buses(firmware: Machine, tmp_path: Path) -> None:
+    """What is taken is, at each moment from reset on: for a while query-pci shows the wrong devices behind bridges."""
+    with QmpConnection(firmware.qmp) as vm:
+        places = set()
+        for number in range(2):
+            path = tmp_path / f"{number}.raw"
+            path.write_bytes(bytes(MIB))
+            disk = vm.hot_add_disk(path, id=f"d{number}")
+            places.add((disk.bus, int(disk.addr.partition(".")[0], 16)))
+        vm.cont()
+        for _ in range(10):
+            vm.system_reset()
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                buses = vm.perform(query_pci_buses)
+                assert not places & {(bus.name, slot) for bus in buses for slot in bus.free()}
 
 
 def test_quit_is_the_observed_end(firmware: Machine) -> None:

@@ -71,6 +71,27 @@ def test_before_the_firmware_numbered_the_buses() -> None:
     assert [list(bus.free()) for bus in buses] == [[], []]
 
 
+@pytest.mark.parametrize("numbers", [(255, 255, 255), (1, 255, 255), (1, 2, 0)])
+def test_while_the_firmware_numbers_the_buses(numbers: tuple[int, ...]) -> None:
+    """What is at a bridge is not to be believed before each has a number of its own."""
+    ports = [device(slot, ROOT_PORT, f"rp{slot}", []) for slot in (1, 2, 3)]
+    for port, number in zip(ports, numbers, strict=True):
+        port["pci_bridge"]["bus"]["secondary"] = number
+    assert not enumerated(machine(*ports, host=Q35))
+
+
+def test_a_bridge_that_is_behind_another_has_a_number_too() -> None:
+    inner = device(0, PCIE_PCI, "br0", [])
+    inner["pci_bridge"]["bus"]["secondary"] = 9
+    reply = machine(device(4, ROOT_PORT, "rp2", [inner]), host=Q35)
+    assert enumerated(reply)
+    inner["pci_bridge"]["bus"]["secondary"] = 4
+    assert not enumerated(reply)
+    inner["pci_bridge"]["bus"]["secondary"] = 9
+    del inner["pci_bridge"]["devices"]  # as QEMU says it where it finds no bus of that number
+    assert not enumerated(reply)
+
+
 @given(st.sets(st.integers(1, 31)))
 def test_the_lowest_free_slot_is_taken_and_a_full_bus_is_named(used: set[int]) -> None:
     buses = pci_buses(machine(*(device(slot, NIC) for slot in used)))
