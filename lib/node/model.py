@@ -18,7 +18,7 @@ import pyinotify
 from ..errors import ArgumentError
 from ..kvm.ends import Restart
 from ..kvm.inotify import forget, new_manager, watch
-from ..kvm.lock import is_locked
+from ..kvm.lock import is_let_go, is_locked
 from ..kvm.node import Node
 from ..kvm.record import Document
 from ..kvm.state import State
@@ -183,7 +183,7 @@ class Model:
         """Whether nobody works on an instance; where that cannot be told, somebody may, and it is asked again."""
         path = self._host.paths.locks / f"{name}{_SUFFIX}"
         try:
-            return not is_locked(path)
+            return _is_free(path)
         except OSError as error:
             log.warning("%s: whether it is locked cannot be told: %s", name, error, extra={"instance": name})
             asyncio.get_running_loop().call_later(_WATCH, self._closed, name, path, ())
@@ -208,7 +208,7 @@ class Model:
         if not event.name.endswith(_SUFFIX) or name.startswith("."):
             return
         if event.mask & pyinotify.IN_MODIFY:
-            if member := self._members.get(name):
+            if (member := self._members.get(name)) and not _says_free(Path(event.pathname)):
                 member.let_go()
         else:
             self._closed(name, Path(event.pathname), _LAGS)
@@ -220,9 +220,24 @@ class Model:
         """
         loop = asyncio.get_running_loop()
         try:
-            if not is_locked(path):
+            if _is_free(path):
                 self._look_at(name)
             elif lags:
                 loop.call_later(lags[0], self._closed, name, path, lags[1:])
         except OSError:  # as without descriptors
             loop.call_later(_WATCH, self._closed, name, path, _LAGS)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds a lock. The kernel is asked only where it has to be: for as long we hear nothing.
+
+    :raises OSError: that cannot be told
+    """
+    return is_let_go(path) or not is_locked(path)
+
+
+def _says_free(path: Path) -> bool:
+    """Whether the words in a lock's file are those of nobody; where they cannot be read, they may be somebody's."""
+    with suppress(OSError):
+        return is_let_go(path)
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from drover.errors import InstanceBusy
-from drover.kvm.lock import Alone, is_locked, locked
+from drover.kvm.lock import Alone, is_let_go, is_locked, locked
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -19,6 +19,27 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(InstanceBusy, match=f"process {os.getpid()}"), locked(tmp_path, "a", "other", 0):
             pass
     assert not is_locked(tmp_path / "a.lock")
+
+
+def test_who_lets_go_says_so_and_who_is_killed_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    assert not is_let_go(path)  # there is none yet
+    with locked(tmp_path, "a", "first"):
+        assert not is_let_go(path)
+        with pytest.raises(InstanceBusy), locked(tmp_path, "a", "second", 0):
+            pass
+        assert not is_let_go(path)  # who never had it has nothing to say
+    assert is_let_go(path)
+    killed = os.fork()
+    if killed == 0:
+        with locked(tmp_path, "a", "third", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert not is_let_go(path)
+    assert not is_locked(path)
+    with locked(tmp_path, "a", "fourth", 0):
+        pass
+    assert is_let_go(path)
 
 
 def test_who_waits_while_the_folder_goes_gets_the_lock_that_others_see(tmp_path: Path) -> None:

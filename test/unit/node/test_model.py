@@ -12,6 +12,7 @@ from drover.kvm.node import Node
 from drover.kvm.paths import Paths
 from drover.kvm.record import Document, Intent, Runtime, save
 from drover.kvm.spec import parse
+from drover.node import model as models
 from drover.node.model import Model
 
 
@@ -63,6 +64,34 @@ def test_one_that_is_first_seen_while_somebody_works_on_it(tmp_path: Path, docum
     asyncio.run(asyncio.wait_for(see(), 20))
     assert found == [("a", state) for state in told]
     assert ended == (["a"] if "ended" in told else [])
+
+
+def test_the_kernel_is_asked_only_where_a_holder_has_not_said_that_it_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is heard for as long as it takes to answer."""
+    node, asked = Node(Paths(tmp_path / "state", tmp_path / "run")), list[Path]()
+    monkeypatch.setattr(models, "is_locked", lambda path: asked.append(path) or is_locked(path))
+    paths = node.host.paths
+
+    async def see() -> None:
+        model = Model(node, lambda name, due: None)
+        paths.instance("a").state.mkdir(parents=True)
+        save(paths.instance("a").document, Document(spec=SPEC))
+        with locked(paths.locks, "a", "create"):
+            pass
+        await model.start()
+        for number in range(3):
+            with locked(paths.locks, "a", "change"):
+                save(paths.instance("a").document, Document(spec=SPEC, epoch=number))
+            await model.refreshed("a")
+        assert asked == []
+        (paths.locks / "a.lock").write_text("change (process 1)")  # who was killed
+        await model.refreshed("a")
+        await model.stop()
+
+    asyncio.run(see())
+    assert paths.locks / "a.lock" in asked
 
 
 async def until(condition: Callable[[], bool]) -> None:
