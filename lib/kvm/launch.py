@@ -78,6 +78,7 @@ def start(
     :raises DroverError: what it needs is not there
     :raises OSError: an image cannot be opened, or a file not be made
     """
+    host.tree.expect()
     document = ledger.document
     if document.saved is not None and parcel is None:
         raise MemorySaved(ledger.name)

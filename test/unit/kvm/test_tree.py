@@ -1,6 +1,7 @@
 """Where control groups are made: in a tree of our own, or by a systemd, which here does not answer."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def test_finds_a_place_or_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "nor does systemd answer" in Tree.find().notices[0]
     monkeypatch.setattr(trees, "_mount_point", lambda: None)
     assert Tree.find().notices == ("no control groups: version 2 is not mounted",)
+
+
+def test_a_move_made_ahead_changes_nothing() -> None:
+    groups = Path("/proc/self/cgroup").read_text()
+    tree = Tree.find()
+    for _ in range(2):
+        tree.expect()
+    for thread in threading.enumerate():
+        if thread.name == "control groups":
+            thread.join(10)
+            assert not thread.is_alive()
+    assert Path("/proc/self/cgroup").read_text() == groups
 
 
 def test_delegation_is_by_mark_or_by_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
