@@ -131,27 +131,40 @@ class Handover(ABC):
             return parcel_of(runtime, vm)
 
     def await_arrival(
-        self, uri: str, *, epoch: int, settings: Settings = Settings(), keys: Keys | None = None  # noqa: B008
+        self,
+        uri: str,
+        *,
+        epoch: int,
+        settings: Settings = Settings(),  # noqa: B008
+        keys: Keys | None = None,
+        exports: bool = False,
     ) -> Arrival:
         """Start a QEMU that waits for its machine; nothing if one does. See :meth:`drover.kvm.node.Node.accept`.
 
         :param uri: where to listen: ``tcp:192.0.2.7:0``, ``unix:/path``
         :param keys: of TLS; None: it comes in the clear
+        :param exports: it is ready only once it exports disks: where it listens is not written down yet
         """
+
+        def take_in(ledger: Ledger, vm: QmpConnection) -> list[dict[str, Any]]:
+            listens = receive(vm, uri, settings, keys, ledger)
+            if (passage := ledger.document.passage) is not None and not exports:
+                ledger.document.passage = passage.heard_at(to_dial(listens, uri), "")
+            return listens
+
         with self._opened("accept") as ledger:
             self._passage(ledger, epoch, "in")
             if ledger.document.runtime is None:
                 if settings.capabilities.get(_POSTCOPY):
                     faults.check(self.host.binary(ledger.document.spec.emulator).version, rootless=self.host.rootless)
                 listens: list[dict[str, Any]] = []
-                notices = launch.start(
-                    self.host, ledger, arrives=lambda vm: listens.extend(receive(vm, uri, settings, keys, ledger))
-                )
+                notices = launch.start(self.host, ledger, arrives=lambda vm: listens.extend(take_in(ledger, vm)))
                 return _arrival(ledger, listens, notices)
         with self._running("accept", moving=True) as (ledger, vm):
-            info = vm.query_migrate()
-            # one whose start was cut off does not listen yet
-            return _arrival(ledger, info.socket_address or receive(vm, uri, settings, keys, ledger), [])
+            if not (listens := vm.query_migrate().socket_address):  # its start was cut off
+                listens = take_in(ledger, vm)
+                ledger.save()
+            return _arrival(ledger, listens, [])
 
     def send(self, uri: str, *, epoch: int, other: str, settings: Settings = Settings()) -> None:  # noqa: B008
         """Begin to send it. It runs on here, until it stands in ``pre-switchover``.
@@ -300,6 +313,18 @@ class Handover(ABC):
 def _arrival(ledger: Ledger, listens: list[dict[str, Any]], notices: list[str]) -> Arrival:
     runtime = runtime_of(ledger.document)
     return Arrival(listens=listens, generation=runtime.generation, version=runtime.version, notices=notices)
+
+
+def to_dial(listens: list[dict[str, Any]], asked: str) -> str:
+    """Where a QEMU listens, as the other side is to dial it.
+
+    :param listens: in QEMU's words
+    :param asked: where it was told to listen: the host that the other side reaches
+    """
+    first = listens[0]
+    if first["type"] == "unix":
+        return f"unix:{first['path']}"
+    return f"{asked.rpartition(':')[0]}:{first['port']}"
 
 
 def source_settings(settings: Settings) -> Settings:

@@ -125,6 +125,7 @@ class Node:
         process: str = "",
         keys: Keys | None = None,
         paused: bool = False,
+        exports: bool = False,
     ) -> Arrival:
         """Make an instance that arrives from another node, and have a QEMU wait for its machine.
 
@@ -139,6 +140,7 @@ class Node:
         :param process: the process that waits, as that record names it
         :param keys: of TLS; None: it comes in the clear
         :param paused: its guest is to stand still
+        :param exports: it is ready only once it exports disks
         :raises InstanceExists: there is one of this name here, which has not gone elsewhere
         :raises Overtaken: it arrives already, or has gone, by a later passage
         :raises NoRoom: there is not the memory for it that others have not been promised
@@ -151,6 +153,7 @@ class Node:
             tls=keys is not None, paused=paused,
         )  # fmt: skip
         self.host.check(spec)
+        self.host.tree.expect()
         with locked(self.host.paths.locks, name, "accept"):
             found = self._arriving(name, epoch)
         if found is None:
@@ -164,7 +167,7 @@ class Node:
                 self._put(document)
         instance = Instance(self.host, name)
         try:
-            return instance.await_arrival(uri, epoch=epoch, settings=settings, keys=keys)
+            return instance.await_arrival(uri, epoch=epoch, settings=settings, keys=keys, exports=exports)
         except (DroverError, OSError) as error:
             if found is None:
                 self._undo(name, epoch, error)

@@ -191,6 +191,7 @@ class Source(Side):
         self._peer = peer
         self._paused = paused
         self._watching: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[dict[str, int]] | None = None
         self.qemu: Qemu | None = None
         if (process := running(host, departure.ledger)) is not None:
             self.qemu = Qemu(departure.ledger.paths.socket("control"), process, self._says)
@@ -207,10 +208,16 @@ class Source(Side):
             if self._peer:
                 self._watching = asyncio.create_task(self._watch(self.qemu), name=f"handshakes of {self.qemu.pid}")
 
+    def get_ready(self) -> None:
+        """Begin with what :meth:`prepare` does: until that is wanted the other side has to start a QEMU."""
+        self._preparing = asyncio.create_task(self._arm(), name="source arms")
+        self._preparing.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may not be wanted
+
     async def close(self) -> None:
         """Let go of it."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._preparing):
+            if task is not None:
+                task.cancel()
         await self._watch_no_more()
         if self.qemu is not None:
             await self.qemu.close()
@@ -219,15 +226,10 @@ class Source(Side):
         return GONE if self.qemu is None else await self.qemu.ask()
 
     async def prepare(self) -> None:
-        settings = source_settings(self._settings)
-        if settings.capabilities.get(Feature.ZERO_COPY):
-            self._let_lock()
-        if self._peer:
-            folder, peer = folder_of(self._private), self._peer
-            await self._qemu.tell(lambda vm: vm.arm_tls_client(folder, peer, multifd=settings.multifd))
-        else:
-            await self._qemu.tell(lambda vm: vm.disarm_tls())  # of one before
-        await self._qemu.tell(lambda vm: vm.arm_migration(settings.capabilities, settings.parameters | self.levers()))
+        begun, self._preparing = self._preparing, None
+        stood = await (self._arm() if begun is None else begun)
+        if (levers := self.levers()) != stood:  # another one was pulled meanwhile, and may have been overtaken
+            await self._qemu.tell(lambda vm: vm.set_migration_parameters(levers))
 
     async def mirror(self) -> None:
         if not self.exports:
@@ -288,6 +290,8 @@ class Source(Side):
     async def tidy(self) -> None:
         """It stays here: take away what was begun for its disks, and its keys."""
         plan, streamed = self._plan, self._sent
+        if self._preparing is not None:  # nobody came to want it
+            await asyncio.wait([self._preparing])
         if self.dead:
             return
         if plan.mirrors or plan.copies:
@@ -325,6 +329,19 @@ class Source(Side):
             await end(self.qemu)
 
     # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _arm(self) -> dict[str, int]:
+        """Have QEMU know how it is to send; how the levers stood then."""
+        settings, levers = source_settings(self._settings), self.levers()
+        if settings.capabilities.get(Feature.ZERO_COPY):
+            self._let_lock()
+        if self._peer:
+            folder, peer = folder_of(self._private), self._peer
+            await self._qemu.tell(lambda vm: vm.arm_tls_client(folder, peer, multifd=settings.multifd))
+        else:
+            await self._qemu.tell(lambda vm: vm.disarm_tls())  # of one before
+        await self._qemu.tell(lambda vm: vm.arm_migration(settings.capabilities, settings.parameters | levers))
+        return levers
 
     @property
     def _beyond(self) -> frozenset[str]:

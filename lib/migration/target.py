@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,6 +15,7 @@ from ..kvm import logs
 from ..kvm.ending import conclude, log_tail, running
 from ..kvm.ends import Stop
 from ..kvm.faults import take_back
+from ..kvm.handover import to_dial
 from ..kvm.keys import are_placed, sweep
 from ..kvm.kinds import connect_nics
 from ..kvm.ledger import Ledger, opened
@@ -171,16 +172,14 @@ class Target(Waiting):
     def _accept(self, asked: Invitation) -> str:
         """Have it wait, and keep its lock from then on; where it listens. Blocks."""
         self._keep.make(asked.disks)
+        uri = f"{asked.scheme}:{_bracketed(self.at)}:0"
         arrival = self._node.accept(
-            asked.parcel, f"{asked.scheme}:{_bracketed(self.at)}:0", epoch=asked.epoch,
-            other=asked.other, settings=asked.settings, emulator=asked.emulator, home=asked.home,
-            process=asked.process.incarnation, keys=asked.keys, paused=asked.paused,
+            asked.parcel, uri, epoch=asked.epoch, other=asked.other, settings=asked.settings, emulator=asked.emulator,
+            home=asked.home, process=asked.process.incarnation, keys=asked.keys, paused=asked.paused,
+            exports=_serves(asked.disks),
         )  # fmt: skip
         self._take()
-        uri = _uri(arrival.listens, self.at)
-        if not _serves(asked.disks):  # else it is ready only once they are exported
-            self._note(uri)
-        return uri
+        return to_dial(arrival.listens, uri)
 
     async def hold(self) -> None:
         """Take hold of it, if it runs."""
@@ -230,7 +229,7 @@ class Target(Waiting):
         await _pause(qemu)
         uri = f"tcp:{_bracketed(self.at)}:0"
         await qemu.tell(lambda vm: vm.migrate_recover(uri))
-        await self._listens_at(_uri((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, self.at))
+        await self._listens_at(to_dial((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, uri))
 
     async def has_all(self) -> None:
         """Wait until nothing of it is left on the other side, or its QEMU has ended."""
@@ -310,14 +309,6 @@ def _serves(plan: Plan) -> bool:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _uri(listens: list[dict[str, Any]], host: str) -> str:
-    """Where it listens, as the other side is to dial it."""
-    first = listens[0]
-    if first["type"] == "unix":
-        return f"unix:{first['path']}"
-    return f"tcp:{_bracketed(host)}:{first['port']}"
 
 
 async def _pause(qemu: Qemu) -> None:

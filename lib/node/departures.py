@@ -4,8 +4,9 @@ import asyncio
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ from .known import Here
 from .link import Callers
 from .model import Model
 from .parameters import Move
+from .peer import Link
 from .shares import Shares
 from .work import Worker
 
@@ -172,15 +174,26 @@ class Departures:
         if params.check:
             return self._check(params, departure)
         again = again or params.recover
-        departure.begin(again=again)
+        link = None if again else self._dial(name, [params.node])
         try:
+            departure.begin(again=again)
             journey = self._books.journey(name) if again else self._plan(name, params, departure)
             if journey is None:  # it was cut off before anything was done, or when all was
                 return self._of_none(name, departure)
-            future = asyncio.run_coroutine_threadsafe(self._drive(name, departure, journey, again=again), self._loop)
-            return self._follow(name, future)
+            link = link or self._dial(name, journey.to)
+            driven = self._drive(name, departure, journey, link, again=again)
+            return self._follow(name, asyncio.run_coroutine_threadsafe(driven, self._loop))
         finally:
             departure.close()
+            if link is not None:
+                with suppress(RuntimeError):  # the loop has ended, and the link with it
+                    self._loop.call_soon_threadsafe(link.stop)
+
+    def _dial(self, name: str, addresses: Sequence[str]) -> Link:
+        """Begin to make a link to another node. What that takes goes on beside what is asked meanwhile."""
+        link = Link(self._caller(addresses), name)
+        self._loop.call_soon_threadsafe(link.start)
+        return link
 
     def _check(self, params: Move, departure: Departure) -> dict[str, Any]:
         departure.begin(again=False)
@@ -317,12 +330,14 @@ class Departures:
 
     # -- on the loop ---------------------------------------------------------------------------------------------------
 
-    async def _drive(self, name: str, departure: Departure, journey: Journey, *, again: bool) -> tuple[Going, End]:
+    async def _drive(
+        self, name: str, departure: Departure, journey: Journey, link: Link, *, again: bool
+    ) -> tuple[Going, End]:
         driving = asyncio.current_task()
         assert driving is not None
         register = OwnRegister(self._worker, self._books, name)
-        caller, keep = self._caller(journey.to), partial(self._keep, name, journey)
-        going = Going(departure, journey, self._model, register, caller, self._invite, self._shares, keep)
+        keep = partial(self._keep, name, journey)
+        going = Going(departure, journey, self._model, register, link, self._invite, self._shares, keep)
         self._going[name] = going, driving
         try:
             return going, await going.run(again=again)

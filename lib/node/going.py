@@ -19,9 +19,8 @@ from ..migration.source import Departure, Source
 from ..migration.states import Step
 from ..migration.words import Cancel, End, Result, SourceDid, SourceVerb
 from .books import Journey
-from .client import Daemon
 from .model import Model
-from .peer import LinkPeer
+from .peer import Link, LinkPeer
 from .shares import Shares
 
 # Steps that take their time, and in which a question more does no harm.
@@ -33,6 +32,7 @@ class Going:
 
     :ivar news: the steps and the views that are to be told, for the thread of its job; None: it is over
     :ivar cancelled: somebody wanted it to end
+    :param link: to the other node
     :param invite: what is sent to the other node, for an epoch; None: it is only asked whether it has been
     :param shares: of this node's link
     :param keep: writes down where the levers stand that are pulled so that it ends
@@ -44,7 +44,7 @@ class Going:
         journey: Journey,
         model: Model,
         register: Register,
-        to: Daemon,
+        link: Link,
         invite: Callable[["Going", int], Invitation | None],
         shares: Shares,
         keep: Callable[[Setting], Awaitable[None]],
@@ -59,8 +59,9 @@ class Going:
         )  # fmt: skip
         self._model = model
         self._account = Account(time.monotonic() - max(0.0, time.time() - journey.began), self.news.put)
-        asked = plan.machine, plan.target.incarnation, partial(invite, self)
-        self._peer = LinkPeer(to, *asked, departure.console, self._says, self._linked)
+        self._peer = LinkPeer(
+            link, plan.target.incarnation, partial(invite, self), departure.console, self._says, self._linked
+        )  # fmt: skip
         self.driver = Driver(Machine(plan), register, self.source, self._peer, self._told)
         self.source.hear = self.driver.hear
         self.source.broke = lambda why: self.driver.hear(SourceDid(SourceVerb.SEND, why))
@@ -74,6 +75,8 @@ class Going:
     async def run(self, *, again: bool) -> End:
         """Drive it to its end. Where this is cancelled all goes on as it is, for whoever takes it up."""
         self.source.start()
+        if not again:
+            self.source.get_ready()
         self._shares.join(self._share, partial(self.pace.grant, "ours"))
         pace = asyncio.create_task(self._keep_pace(again=again))
         try:
@@ -86,7 +89,7 @@ class Going:
             self._lend(Step.END)
             self._shares.leave(self._share)
             self.driver.stop()
-            await self._peer.close()
+            self._peer.close()
             await self.source.close()
 
     def over(self, _: object) -> None:

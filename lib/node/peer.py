@@ -1,5 +1,5 @@
 """The daemon of the node that a machine goes to, as the one that it leaves speaks to it: one WebSocket, made anew when
-it breaks."""
+it breaks. To make it takes as long as to find out what is to go: so it is begun before."""
 
 import asyncio
 import logging
@@ -28,12 +28,109 @@ _AGAIN, _LONGEST = 0.05, 5.0  # s until it is made anew; twice as long each time
 log = logging.getLogger("drover.migration")
 
 
+class Link:
+    """A WebSocket to another node's daemon, about one machine.
+
+    :ivar hear: called with what it says
+    :ivar made: called when it can be reached
+    :ivar trouble: why it cannot be
+    :ivar where: that daemon is, for people
+    :param daemon: of that node
+    :param machine: the machine's name
+    """
+
+    def __init__(self, daemon: Daemon, machine: str) -> None:
+        self.hear: Callable[[bytes | str], None] = lambda _: None
+        self.made: Callable[[], None] = lambda: None
+        self.trouble = "it has not answered yet"
+        self.where = daemon.where
+        self._daemon = daemon
+        self._path = f"/v1/instances/{quote(machine)}/arrival"
+        self._socket: ClientWebSocketResponse | None = None
+        self._there = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to make it, on the loop. May be repeated."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._stay(), name=f"link to {self.where}")
+
+    def stop(self) -> None:
+        """Let go of it, on the loop. May be repeated."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def wait(self) -> None:
+        """Wait until there is one."""
+        await self._there.wait()
+
+    async def send(self, data: bytes) -> None:
+        """Say something.
+
+        :raises ConnectError: there is none
+        """
+        if self._socket is None:
+            raise ConnectError(self.where, self.trouble)
+        try:
+            await self._socket.send_bytes(data)
+        except OSError as error:
+            raise ConnectError(self.where, str(error)) from error
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _stay(self) -> None:
+        from aiohttp import ClientError
+
+        pause = _AGAIN
+        while True:
+            try:
+                for base, session in self._ways():
+                    async with session:
+                        try:
+                            await self._hold(session, base + self._path)
+                            pause = _AGAIN
+                        except (ClientError, OSError, DroverError, TimeoutError) as error:
+                            self.trouble = str(error) or type(error).__name__
+            except DroverError as error:  # we have no certificate
+                self.trouble = str(error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+    async def _hold(self, session: "ClientSession", url: str) -> None:
+        """Make it, and hear what is said until it breaks."""
+        from aiohttp import WSMsgType
+
+        try:
+            async with session.ws_connect(url, heartbeat=_SIGN, max_msg_size=MAX_LETTER, compress=0) as self._socket:
+                self._there.set()
+                self.made()
+                self.trouble = "the connection was closed"
+                async for message in self._socket:
+                    if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
+                        self.trouble = str(message.data)  # as where no sign of life has come
+                        break
+                    self.hear(message.data)
+        finally:
+            self._socket = None
+            self._there.clear()
+
+    def _ways(self) -> "Iterator[tuple[str, ClientSession]]":
+        from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
+
+        daemon, soon = self._daemon, ClientTimeout(total=_CONNECT)
+        if not isinstance(daemon, RemoteDaemon):
+            yield "http://localhost", ClientSession(connector=UnixConnector(path=str(daemon.path)), timeout=soon)
+            return
+        for address in daemon.addresses:
+            host, port = split_address(address)
+            session = ClientSession(connector=TCPConnector(ssl=daemon.context), timeout=soon)
+            yield f"https://{f'[{host}]' if ':' in host else host}:{port}", session
+
+
 class LinkPeer(Peer):
     """The other node, for one migration.
 
-    :ivar listens: where the QEMU there listens, in QEMU's words; empty: it has not said so
-    :param daemon: of that node
-    :param machine: the machine's name
+    :param link: to its daemon; closed with this
     :param incarnation: the process there that is meant
     :param invite: what goes with a question to accept it; None: whoever has accepted it is to say so
     :param console: the end of what the guest wrote on its console, at its last moment here
@@ -43,16 +140,14 @@ class LinkPeer(Peer):
 
     def __init__(
         self,
-        daemon: Daemon,
-        machine: str,
+        link: Link,
         incarnation: str,
         invite: Callable[[int], Invitation | None],
         console: Callable[[], bytes],
         hear: Callable[[Said | Did], None],
         linked: Callable[[], None],
     ) -> None:
-        self._daemon = daemon
-        self._path = f"/v1/instances/{quote(machine)}/arrival"
+        self._link = link
         self._incarnation = incarnation
         self._invite = invite
         self._console = console
@@ -60,10 +155,8 @@ class LinkPeer(Peer):
         self._linked = linked
         self._waiting = 0
         self._went_over: asyncio.Future[str] | None = None
-        self._socket: ClientWebSocketResponse | None = None
-        self._there = asyncio.Event()
-        self._trouble = "it has not answered yet"
-        self._task = asyncio.create_task(self._stay(), name=f"link to {daemon.where}")
+        link.hear, link.made = self._take, self._made
+        link.start()
 
     async def ask(self, verb: TargetVerb, epoch: int) -> None:
         """Ask over the link, once there is one; the answer is heard.
@@ -73,9 +166,9 @@ class LinkPeer(Peer):
         self._waiting += 1
         try:
             async with asyncio.timeout(_CONNECT):
-                await self._there.wait()
+                await self._link.wait()
         except TimeoutError:
-            raise ConnectError(self._daemon.where, self._trouble) from None
+            raise ConnectError(self._link.where, self._link.trouble) from None
         finally:
             self._waiting -= 1
         invitation = self._invite(epoch) if verb is TargetVerb.ACCEPT else None
@@ -110,68 +203,24 @@ class LinkPeer(Peer):
                 return
             await asyncio.sleep(_LONGEST)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Say nothing more."""
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        self._link.stop()
 
     async def _send(self, letter: Question | Usage | GoOver) -> None:
-        if self._socket is None:
-            raise ConnectError(self._daemon.where, self._trouble)
-        try:
-            await self._socket.send_bytes(encode(letter))
-        except OSError as error:
-            raise ConnectError(self._daemon.where, str(error)) from error
+        await self._link.send(encode(letter))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    async def _stay(self) -> None:
-        from aiohttp import ClientError, WSMsgType
-
-        pause = _AGAIN
-        while True:
-            for base, session in self._ways():
-                async with session:
-                    try:
-                        async with session.ws_connect(
-                            base + self._path, heartbeat=_SIGN, max_msg_size=MAX_LETTER, compress=0
-                        ) as self._socket:
-                            self._there.set()
-                            pause = _AGAIN
-                            if not self._waiting:
-                                self._linked()
-                            self._trouble = "the connection was closed"
-                            async for message in self._socket:
-                                if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
-                                    self._trouble = str(message.data)  # as where no sign of life has come
-                                    break
-                                self._take(message.data)
-                    except (ClientError, OSError, DroverError, TimeoutError) as error:
-                        self._trouble = str(error) or type(error).__name__
-                    finally:
-                        self._socket = None
-                        self._there.clear()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
-
-    def _ways(self) -> "Iterator[tuple[str, ClientSession]]":
-        from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
-
-        daemon, soon = self._daemon, ClientTimeout(total=_CONNECT)
-        if not isinstance(daemon, RemoteDaemon):
-            yield "http://localhost", ClientSession(connector=UnixConnector(path=str(daemon.path)), timeout=soon)
-            return
-        for address in daemon.addresses:
-            host, port = split_address(address)
-            session = ClientSession(connector=TCPConnector(ssl=daemon.context), timeout=soon)
-            yield f"https://{f'[{host}]' if ':' in host else host}:{port}", session
+    def _made(self) -> None:
+        if not self._waiting:
+            self._linked()
 
     def _take(self, data: bytes | str) -> None:
         try:
             letter = answer(data)
         except msgspec.MsgspecError as error:
-            log.warning("%s says what nobody can read: %s", self._daemon.where, error)
+            log.warning("%s says what nobody can read: %s", self._link.where, error)
             return
         if not isinstance(letter, WentOver):
             self._hear(letter)

@@ -122,16 +122,18 @@ def test_it_stays_paused_where_it_is_taken_back(tmp_path: Path, version: str, ph
 # Runs drover-noded, which cannot write down once that a machine waits.
 FULL = """
 import errno, sys
-from drover.migration.target import Target
+from drover.kvm.ledger import Ledger
 from drover.node import daemon
 
-does = Target._note
+does = Ledger.save
 
-def note(self, listens):
-    Target._note = does
-    raise OSError(errno.ENOSPC, "No space left on device")
+def save(self):
+    if self.document.passage is not None and self.document.passage.listens:
+        Ledger.save = does
+        raise OSError(errno.ENOSPC, "No space left on device")
+    does(self)
 
-Target._note = note
+Ledger.save = save
 daemon.main(sys.argv[2:])
 """
 

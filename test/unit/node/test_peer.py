@@ -10,7 +10,7 @@ from drover.migration.letters import Answer, Said, encode
 from drover.migration.words import TargetSaid, TargetVerb
 from drover.node import peer as links
 from drover.node.client import Daemon
-from drover.node.peer import LinkPeer
+from drover.node.peer import Link, LinkPeer
 
 
 def test_a_node_that_says_nothing_any_more_is_dialled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,15 +35,15 @@ def test_a_node_that_says_nothing_any_more_is_dialled_again(tmp_path: Path, monk
         runner = web.AppRunner(application)
         await runner.setup()
         await web.UnixSite(runner, str(tmp_path / "sock")).start()
-        it = Daemon(tmp_path / "sock"), "vm", "vm/2/2"
-        peer = LinkPeer(*it, lambda epoch: None, bytes, heard.append, lambda: None)
+        link = Link(Daemon(tmp_path / "sock"), "vm")
+        peer = LinkPeer(link, "vm/2/2", lambda epoch: None, bytes, heard.append, lambda: None)
         async with asyncio.timeout(10):
             for event in dialled:
                 await event.wait()
             while not heard:
                 await peer.ask(TargetVerb.RUN, 3)
                 await asyncio.sleep(0.02)
-        await peer.close()
+        peer.close()
         await runner.cleanup()
 
     asyncio.run(tried())
