@@ -8,7 +8,7 @@ changed without the lock, nothing is missed.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ from .summary import Summary
 _SUFFIX: Final = ".lock"
 _SETTLING: Final = 5.0  # s, at the start; a thousand take about one
 _FRESH: Final = 1.0  # s: it takes a few ms
-_LAGS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # s: it takes some µs, and whoever is preempted there takes longer
+_LAGS: Final = (0.003, 0.03, 0.3)  # s: it takes some µs, and whoever is preempted there takes longer
 _WATCH: Final = 1.0  # s between two looks whether the folder is the one that is watched
 _MASK: Final = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
 
@@ -57,6 +57,7 @@ class Model:
         self._manager: Any = None
         self._watched = (-1, -1)  # the folder of locks: the number of its watch, and its inode
         self._watching: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Find all instances, connect to those that run, and stay with them.
@@ -82,6 +83,8 @@ class Model:
             self._watching.cancel()
         if self._notifier is not None:
             self._notifier.stop()
+        for task in self._asking.values():
+            task.cancel()
         await asyncio.gather(*(member.stop() for member in self._members.values()))
         self._members.clear()
 
@@ -164,8 +167,9 @@ class Model:
             self._look_at(name)
 
     def _look_at(self, name: str) -> None:
-        """Somebody has let go of its lock: it may be new, other, or gone."""
-        member = self._members.get(name)
+        """Somebody has let go of its lock, or may have: it may be new, other, or gone."""
+        member, is_free = self._members.get(name), self._is_free(name)
+        self._ask_no_more(name)
         if member is None:
             try:
                 if not self._host.paths.instance(name).document.exists():
@@ -173,21 +177,58 @@ class Model:
             except ArgumentError:
                 return  # somebody's own file among ours: no instance can be called so
             member = self._members[name] = Member(self._host, name, self._changed, self._act, self._timed)
-            member.start(free=self._is_free(name))
-        elif self._is_free(name):
+            member.start(free=is_free)
+        elif is_free:
             member.look_again()
-        else:
-            member.let_go()
+        if not is_free:
+            self._ask(name)
 
     def _is_free(self, name: str) -> bool:
-        """Whether nobody works on an instance; where that cannot be told, somebody may, and it is asked again."""
-        path = self._host.paths.locks / f"{name}{_SUFFIX}"
+        """Whether nobody works on an instance, as far as can be told at once: by the words in its lock's file."""
+        path = self._path(name)
+        with suppress(OSError):
+            return is_let_go(path) or not path.exists()
+        return False
+
+    def _ask(self, name: str) -> None:
+        """Find out whether somebody works on an instance, as its lock's file says. Who is killed leaves their words."""
+        task = self._asking[name] = asyncio.create_task(self._know(name), name=f"lock of {name}")
+        task.add_done_callback(lambda done: self._asking.get(name) is done and self._asking.pop(name))
+
+    def _ask_no_more(self, name: str) -> None:
+        """Something has happened since: what the kernel says may be of before it."""
+        if (asking := self._asking.pop(name, None)) is not None:
+            asking.cancel()
+
+    async def _know(self, name: str) -> None:
+        """By the kernel's word, which takes its time.
+
+        It tells of one that was killed before it takes the lock away: so one that is held still is looked at again.
+        """
+        lags = [0.0, *_LAGS]
+        while lags:
+            await asyncio.sleep(lags.pop(0))
+            held = await asyncio.to_thread(self._is_held, name)
+            if (member := self._members.get(name)) is None:
+                return
+            if held is None:
+                lags.insert(0, _WATCH)
+            elif held:
+                member.let_go()
+            else:
+                member.look_again()
+                return
+
+    def _is_held(self, name: str) -> bool | None:
+        """None: it cannot be told, as without descriptors. Blocks."""
         try:
-            return _is_free(path)
+            return is_locked(self._path(name))
         except OSError as error:
             log.warning("%s: whether it is locked cannot be told: %s", name, error, extra={"instance": name})
-            asyncio.get_running_loop().call_later(_WATCH, self._closed, name, path, ())
-            return False
+            return None
+
+    def _path(self, name: str) -> Path:
+        return self._host.paths.locks / f"{name}{_SUFFIX}"
 
     def _changed(self, name: str, summary: Summary | None) -> None:
         if summary is None:
@@ -207,37 +248,8 @@ class Model:
         name = str(event.name).removesuffix(_SUFFIX)
         if not event.name.endswith(_SUFFIX) or name.startswith("."):
             return
-        if event.mask & pyinotify.IN_MODIFY:
-            if (member := self._members.get(name)) and not _says_free(Path(event.pathname)):
-                member.let_go()
-        else:
-            self._closed(name, Path(event.pathname), _LAGS)
-
-    def _closed(self, name: str, path: Path, lags: Sequence[float]) -> None:
-        """Somebody has closed a lock's file: its holder, or one who waited and gave up.
-
-        The kernel tells of it before it takes the lock away: so one that is held still is looked at again.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            if _is_free(path):
-                self._look_at(name)
-            elif lags:
-                loop.call_later(lags[0], self._closed, name, path, lags[1:])
-        except OSError:  # as without descriptors
-            loop.call_later(_WATCH, self._closed, name, path, _LAGS)
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds a lock. The kernel is asked only where it has to be: for as long we hear nothing.
-
-    :raises OSError: that cannot be told
-    """
-    return is_let_go(path) or not is_locked(path)
-
-
-def _says_free(path: Path) -> bool:
-    """Whether the words in a lock's file are those of nobody; where they cannot be read, they may be somebody's."""
-    with suppress(OSError):
-        return is_let_go(path)
-    return False
+        if event.mask & pyinotify.IN_CLOSE_WRITE:  # by its holder, or one who waited and gave up
+            self._look_at(name)
+        elif (member := self._members.get(name)) and not self._is_free(name):
+            self._ask_no_more(name)
+            member.let_go()

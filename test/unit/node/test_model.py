@@ -2,6 +2,8 @@
 
 import asyncio
 import fcntl
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,10 +90,43 @@ def test_the_kernel_is_asked_only_where_a_holder_has_not_said_that_it_lets_go(
         assert asked == []
         (paths.locks / "a.lock").write_text("change (process 1)")  # who was killed
         await model.refreshed("a")
+        await until(lambda: asked == [paths.locks / "a.lock"])
         await model.stop()
 
     asyncio.run(see())
-    assert paths.locks / "a.lock" in asked
+
+
+def test_what_the_kernel_says_late_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has taken the lock since: who follows the instance would hold its socket against them."""
+    node, asked = Node(Paths(tmp_path / "state", tmp_path / "run")), threading.Event()
+    paths = node.host.paths
+
+    def slowly(path: Path) -> bool:
+        found = is_locked(path)
+        asked.set()
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(models, "is_locked", slowly)
+
+    async def see() -> None:
+        paths.instance("a").state.mkdir(parents=True)
+        save(paths.instance("a").document, Document(spec=SPEC))
+        with locked(paths.locks, "a", "create"):
+            pass
+        model = Model(node, lambda name, due: None)
+        await model.start()
+        (paths.locks / "a.lock").write_text("change (process 1)")  # who was killed
+        await until(asked.is_set)
+        with locked(paths.locks, "a", "change"):
+            await asyncio.sleep(0.4)
+            member = model.member("a")
+            assert member is not None
+            assert not member._free
+        await until(lambda: member._free)
+        await model.stop()
+
+    asyncio.run(see())
 
 
 async def until(condition: Callable[[], bool]) -> None:
