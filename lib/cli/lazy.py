@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import NamedTuple
@@ -80,7 +79,9 @@ class LazyGroup(click.Group):
         """
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in self.table:
-            near = difflib.get_close_matches(name, self.table, 3)
+            from difflib import get_close_matches  # 3 ms, for those who mistype
+
+            near = get_close_matches(name, self.table, 3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -103,6 +102,8 @@ def table(output: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
     fits = output != "wide" and sys.stdout.isatty()
     if fits:
+        import shutil  # 3 ms, of which a list read by a program has no use
+
         widths = fitted(widths, shutil.get_terminal_size().columns)
     for number, line in enumerate(lines):
         cells = [_shortened(cell, width) if fits else cell for cell, width in zip(line, widths, strict=True)]
