@@ -56,9 +56,15 @@ def locked(folder: Path, name: str, operation: str, timeout: float = LOCK_TIMEOU
 
 
 def _say(fd: int, words: str) -> None:
-    """Have those who wait read who holds it. Always as long: to make a file shorter takes ext4 a millisecond."""
-    with suppress(OSError):  # no room for words: it is held all the same
+    """Have those who wait read who holds it. Always as long: to make a file shorter takes ext4 a millisecond.
+
+    Where there is no room for words nothing is to be read: it is held all the same, as the kernel knows.
+    """
+    try:
         os.pwrite(fd, words.encode().ljust(_HOLDER_SIZE)[:_HOLDER_SIZE], 0)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
 
 
 class Alone:

@@ -291,7 +291,8 @@ class Source(Side):
         """It stays here: take away what was begun for its disks, and its keys."""
         plan, streamed = self._plan, self._sent
         if self._preparing is not None:  # nobody came to want it
-            await asyncio.wait([self._preparing])
+            await asyncio.wait([self._preparing], timeout=ANSWER_TIMEOUT)
+            self._preparing.cancel()  # its QEMU hangs
         if self.dead:
             return
         if plan.mirrors or plan.copies:

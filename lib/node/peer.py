@@ -49,6 +49,7 @@ class Link:
         self._socket: ClientWebSocketResponse | None = None
         self._there = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._pause = _AGAIN
 
     def start(self) -> None:
         """Begin to make it, on the loop. May be repeated."""
@@ -81,20 +82,18 @@ class Link:
     async def _stay(self) -> None:
         from aiohttp import ClientError
 
-        pause = _AGAIN
         while True:
             try:
                 for base, session in self._ways():
                     async with session:
                         try:
                             await self._hold(session, base + self._path)
-                            pause = _AGAIN
                         except (ClientError, OSError, DroverError, TimeoutError) as error:
                             self.trouble = str(error) or type(error).__name__
             except DroverError as error:  # we have no certificate
                 self.trouble = str(error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST)
 
     async def _hold(self, session: "ClientSession", url: str) -> None:
         """Make it, and hear what is said until it breaks."""
@@ -103,6 +102,7 @@ class Link:
         try:
             async with session.ws_connect(url, heartbeat=_SIGN, max_msg_size=MAX_LETTER, compress=0) as self._socket:
                 self._there.set()
+                self._pause = _AGAIN
                 self.made()
                 self.trouble = "the connection was closed"
                 async for message in self._socket:

@@ -1,5 +1,6 @@
 """Locks: held between processes, seen by others, and found again where their folder was removed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -40,6 +41,24 @@ def test_who_lets_go_says_so_and_who_is_killed_does_not(tmp_path: Path) -> None:
     with locked(tmp_path, "a", "fourth", 0):
         pass
     assert is_let_go(path)
+
+
+def test_a_holder_without_room_for_words_is_not_taken_to_have_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.lock"
+    with locked(tmp_path, "a", "first"):
+        pass
+    assert is_let_go(path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with locked(tmp_path, "a", "second"):
+        assert not is_let_go(path)
+        assert is_locked(path)
+    assert not is_locked(path)
 
 
 def test_who_waits_while_the_folder_goes_gets_the_lock_that_others_see(tmp_path: Path) -> None:

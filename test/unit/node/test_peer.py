@@ -48,3 +48,32 @@ def test_a_node_that_says_nothing_any_more_is_dialled_again(tmp_path: Path, monk
 
     asyncio.run(tried())
     assert isinstance(heard[0], Said)
+
+
+def test_a_link_that_stood_is_made_anew_as_soon_as_at_first(tmp_path: Path) -> None:
+    """However long it was not to be had before."""
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            pass
+        return socket
+
+    async def tried() -> None:
+        link = Link(Daemon(tmp_path / "sock"), "vm")
+        link.start()
+        async with asyncio.timeout(10):
+            while link._pause < 4 * links._AGAIN:
+                await asyncio.sleep(0.01)
+            application = web.Application()
+            application.router.add_get("/v1/instances/vm/arrival", serve)
+            runner = web.AppRunner(application)
+            await runner.setup()
+            await web.UnixSite(runner, str(tmp_path / "sock")).start()
+            await link.wait()
+        assert link._pause == links._AGAIN
+        link.stop()
+        await runner.cleanup()
+
+    asyncio.run(tried())
