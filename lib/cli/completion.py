@@ -3,7 +3,6 @@
 from typing import Final
 
 import click
-from click.shell_completion import ShellComplete, get_completion_class
 
 SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_DROVER_COMPLETE"  # by which the shell asks, as click has it
@@ -22,6 +21,8 @@ def command(shell: str) -> None:
 
 def script(shell: str) -> str:
     """The script for a shell."""
+    from click.shell_completion import ShellComplete, get_completion_class  # every start imports this module, few ask
+
     kind = get_completion_class(shell)
     assert kind is not None
     asked = kind(click.Group("drover"), {}, "drover", VARIABLE)

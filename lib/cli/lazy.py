@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Entry(NamedTuple):
@@ -90,6 +92,8 @@ class LazyGroup(click.Group):
         """Sub-commands and options that begin so, from the table alone."""
         if incomplete.startswith("-"):
             return super(click.Group, self).shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem  # 2 ms, for shells that ask
+
         names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
         return [CompletionItem(name, help=self.table[name].summary) for name in names]
 
