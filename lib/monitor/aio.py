@@ -207,6 +207,11 @@ class AsyncLink(Link[S]):
         if self._alarm is None or deadline < self._alarm.when():
             self._set_alarm(deadline)
 
+    def rest(self) -> None:
+        if self._alarm is not None and not self._deadlines:
+            self._alarm.cancel()
+            self._alarm = None
+
     def _set_alarm(self, deadline: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()

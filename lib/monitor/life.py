@@ -168,6 +168,7 @@ class Life(ABC, Generic[S]):
                 raise self._silent(timeout)
             opening.outcome()
             await self._opened(link)
+            link.rest()
         except BaseException as error:
             if self._link is link:
                 self._link = lost

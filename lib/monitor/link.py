@@ -95,6 +95,9 @@ class Link(ABC, Generic[S]):
     async def wait(self, awaited: Waitable | EventStream, timeout: float | None) -> bool:
         """Wait until `awaited` is done; False if it is not after `timeout` seconds."""
 
+    def rest(self) -> None:
+        """It is connected, and may be used by nobody for long: leave nothing that would wake the process."""
+
     @abstractmethod
     def notice(self) -> None:
         """Learn of the peer's end if it has come and nobody has read so far; what it said before counts."""
