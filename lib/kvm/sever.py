@@ -4,7 +4,7 @@ Where QEMU shakes hands for a migration it waits in its main loop for the other 
 through, nor does `yank`: it knows only what has come further. The kernel says which descriptor its main thread waits on
 (``/proc/PID/syscall``), and lends us that (pidfd_getfd(2)): to end the connection in it ends it for QEMU, which fails
 as if the other side had hung up, and goes on. For the connections of multifd other threads of QEMU's wait; the guest
-runs, but a cancel does not come to its end before theirs.
+runs, but a cancel does not come to its end before theirs. So it is while a connection is still being made.
 """
 
 import ctypes
@@ -51,12 +51,14 @@ def _cut(process: Process, number: int) -> str:
     with socket.socket(fileno=fd) as connection:
         if connection.family not in _FAMILIES or connection.type != socket.SOCK_STREAM:
             return ""
+        whom = "the other side"
         try:
-            host, port = connection.getpeername()[:2]
+            with suppress(OSError):  # it is still being made, which takes the kernel two minutes to give up
+                whom = "{}:{}".format(*connection.getpeername())
             connection.shutdown(socket.SHUT_RDWR)
         except OSError:
             return ""
-    return f"{host}:{port}"
+    return whom
 
 
 def _waiting(process: Process, others: bool) -> dict[int, int]:

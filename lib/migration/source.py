@@ -41,6 +41,9 @@ _LOCKED_BESIDES: Final = 64 << 20  # bytes: ROMs, the screen, and headers
 _KILL: Final = 30.0  # s that the kernel may take to end what was killed
 # Seconds between two looks whether QEMU hangs in a handshake, and until it is taken to: the guest stands still so long.
 _LOOK, _PATIENCE = 1.0, 2.0
+# How often it is looked whether QEMU has let go of what was cancelled, seconds between two looks, and at which one it
+# is taken not to do so by itself.
+_LOOKS, _SOON, _ITSELF = 20, 0.1, 3
 # Statuses in which the last handshake there was is over.
 _BEYOND: Final = frozenset({"active", "pre-switchover", "device", "completed", "postcopy-active"})
 log = logging.getLogger("drover.migration")
@@ -205,8 +208,7 @@ class Source(Side):
         """Begin to listen to it."""
         if self.qemu is not None:
             self.qemu.start()
-            if self._peer:
-                self._watching = asyncio.create_task(self._watch(self.qemu), name=f"handshakes of {self.qemu.pid}")
+            self._watching = asyncio.create_task(self._watch(self.qemu), name=f"connections of {self.qemu.pid}")
 
     def get_ready(self) -> None:
         """Begin with what :meth:`prepare` does: until that is wanted the other side has to start a QEMU."""
@@ -295,6 +297,9 @@ class Source(Side):
             self._preparing.cancel()  # its QEMU hangs
         if self.dead:
             return
+        with suppress(DroverError, TimeoutError):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await self._let_go()
         if plan.mirrors or plan.copies:
             with suppress(DroverError):
                 await self._qemu.tell(lambda vm: vm.perform(lambda port: disks.cancel(port, plan, streamed=streamed)))
@@ -360,7 +365,10 @@ class Source(Side):
         await self._qemu.tell(lambda vm: vm.execute("migrate", {"uri": where, **more}))
 
     async def _watch(self, qemu: Qemu) -> None:
-        """Where the other side falls silent in a handshake, QEMU hangs, and the guest with it: it is freed."""
+        """Where the other side falls silent in a handshake, QEMU hangs, and the guest with it: it is freed.
+
+        So it is of a connection that is still being made, where QEMU is "cancelling" until that has failed (7.2).
+        """
         while not qemu.gone:
             await asyncio.sleep(_LOOK)
             if (before := qemu.said.status) in self._beyond:
@@ -379,9 +387,22 @@ class Source(Side):
     async def _free(self, qemu: Qemu, *, others: bool) -> None:
         try:
             for whom in await asyncio.to_thread(qemu.sever, others=others):
-                log.warning("%s does not answer a handshake, and holds up QEMU: its connection was cut", whom)
+                log.warning("%s does not answer, and holds up QEMU: its connection was cut", whom)
         except OSError as error:
-            log.error("QEMU may hang in a handshake, and its connection cannot be cut: %s", error)
+            log.error("QEMU may hang on a connection, and that cannot be cut: %s", error)
+
+    async def _let_go(self) -> None:
+        """Have it let go of a connection that it was still making when it was cancelled.
+
+        QEMU 10.0 says at once that all is cancelled, takes no other migration for the two minutes that this lasts, and
+        is in "setup" after it has refused one.
+        """
+        for look in range(_LOOKS):
+            if not any(each.type == "migration" for each in await self._qemu.tell(lambda vm: vm.query_yank())):
+                return
+            if look == _ITSELF:
+                await self._free(self._qemu, others=True)
+            await asyncio.sleep(_SOON)
 
     def _speeds(self, running: Sequence[Mirror]) -> dict[str, int]:
         """What each of those gets that run at once."""

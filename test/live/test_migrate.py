@@ -1,6 +1,7 @@
 """A machine moves between two nodes by their daemons: real processes, certificates, and booted guests."""
 
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_it_is_cancelled(pair: Pair) -> None:
     assert ended(pair.here.daemon, number)["state"] == "cancelled"
     pair.runs_here_alone("a")
     assert pair.move("a")["node"] == "b"
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_it_is_cancelled_before_anybody_answers(tmp_path: Path, version: str) -> None:
+    """What goes to the QEMU there gets no answer, as behind a firewall; the kernel would try for two minutes."""
+    with two_nodes(tmp_path, apart=True) as pair:
+        assert pair.cable is not None
+        pair.here.daemon.create(bare(version, "a"))
+        pair.here.daemon.do("start", "a")
+        pair.cable.ends[1].ip("rule add ipproto tcp sport 32768-60999 dport 32768-60999 blackhole")
+        number = pair.begin("a", "memory", tls=False)
+        time.sleep(0.5)
+        pair.here.daemon.call("POST", f"/v1/jobs/{number}/cancel")
+        assert ended(pair.here.daemon, number)["state"] == "cancelled"
+        pair.runs_here_alone("a")
+        pair.cable.ends[1].ip("rule del ipproto tcp sport 32768-60999 dport 32768-60999 blackhole")
+        assert pair.move("a")["node"] == "b"
 
 
 def test_it_is_given_up_in_time(pair: Pair) -> None:
