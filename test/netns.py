@@ -99,6 +99,35 @@ class Cable:
             end.ip("neigh flush dev wire nud all")
 
 
+class Star:
+    """Networks that are joined by a switch with a cable to each, whose end there is called `wire`.
+
+    :ivar ends: the networks
+    :ivar addresses: of the ends
+    :param middle: a network for the switch
+    """
+
+    def __init__(self, middle: Network, *ends: Network) -> None:
+        self.ends = ends
+        self.addresses = tuple(f"10.77.0.{number}" for number in range(1, len(ends) + 1))
+        self._middle = middle
+        middle.ip("link add switch type bridge")
+        middle.ip("link set switch up")
+        for number, (end, address) in enumerate(zip(ends, self.addresses, strict=True)):
+            end.ip(f"link add wire type veth peer name port{number} netns {middle.path}")
+            end.ip(f"address add {address}/24 dev wire")
+            end.ip("link set wire up")
+            middle.ip(f"link set port{number} master switch up")
+
+    def silence(self, end: int) -> None:
+        """From now on nothing passes between this end and the others, and no link is down."""
+        self._middle.ip(f"link set port{end} nomaster")
+
+    def mend(self, end: int) -> None:
+        """As new."""
+        self._middle.ip(f"link set port{end} master switch")
+
+
 def ip(words: str) -> str:
     """Run iproute2's `ip` with these words."""
     return subprocess.run(["ip", *words.split()], check=True, capture_output=True, text=True).stdout

@@ -3,15 +3,15 @@
 import fcntl
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import waiting
 from instances import temporary_node
-from netns import Cable, Network
+from netns import Cable, Network, Star
 from noded import Noded, job, later
 from people import Member
 
@@ -87,9 +87,7 @@ def ended(daemon: Noded, number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def two_nodes(
-    top: Path, *, apart: bool = False, program: Path | None = None, ipv6: bool = False
-) -> Iterator[Pair]:
+def two_nodes(top: Path, *, apart: bool = False, program: Path | None = None, ipv6: bool = False) -> Iterator[Pair]:
     """A pair whose daemons run; the first has the authority.
 
     :param top: a folder for what they log, for each in one of its name
@@ -98,28 +96,74 @@ def two_nodes(
     :param program: runs the daemon in place of drover-noded; gets that folder as its first argument
     """
     with ExitStack() as stack:
-        cable = None
+        cable, spots = None, [_Spot(), _Spot()]
         if apart:
             cable = Cable(stack.enter_context(closing(Network())), stack.enter_context(closing(Network())))
-        members = []
-        for number, name in enumerate("ab"):
-            (top / name / "config").mkdir(parents=True)
-            paths = stack.enter_context(temporary_node()).host.paths
-            hosts = [f"[{each}]" for each in cable.addresses6] if cable and ipv6 else cable.addresses if cable else ()
-            where = (cable.ends[number], hosts[number]) if cable else ()
-            member = Member(paths, top / name, *where)
-            if program is not None:
-                daemon = member.daemon
-                daemon.program, daemon.options = sys.executable, [str(program), str(top / name), *daemon.options]
-            members.append(member)
-        first, second = members
-        first.root("node", "init", "--name", "a", "--address", first.address)
-        stack.callback(_end, first)
-        first.daemon.start()
-        second.root("node", "join", "-", "--name", "b", "--address", second.address, stdin=first.token())
-        stack.callback(_end, second)
-        second.daemon.start()
-        yield Pair(first, second, cable)
+            hosts = [f"[{each}]" for each in cable.addresses6] if ipv6 else cable.addresses
+            spots = [_Spot(*each) for each in zip(cable.ends, hosts, strict=True)]
+        here, there = _joined(stack, top, spots, program)
+        yield Pair(here, there, cable)
+
+
+class Trio:
+    """Three of them, each with a network of its own.
+
+    :ivar members: `a`, `b` and `c`
+    :ivar star: what joins them
+    """
+
+    def __init__(self, members: Sequence[Member], star: Star) -> None:
+        self.members, self.star = members, star
+
+    def pair(self, here: int, there: int) -> Pair:
+        """Two of them."""
+        return Pair(self.members[here], self.members[there])
+
+    def states(self, name: str) -> dict[str, str]:
+        """Of a machine, on each node that has it, by the node's name."""
+        rows = {node: member.daemon.rows() for node, member in zip("abc", self.members, strict=True)}
+        return {node: found[name]["state"] for node, found in rows.items() if name in found}
+
+
+@contextmanager
+def three_nodes(top: Path) -> Iterator[Trio]:
+    """Three whose daemons run; the first has the authority.
+
+    :param top: a folder for what they log, for each in one of its name
+    """
+    with ExitStack() as stack:
+        middle, *ends = (stack.enter_context(closing(Network())) for _ in range(4))
+        star = Star(middle, *ends)
+        spots = [_Spot(*each) for each in zip(star.ends, star.addresses, strict=True)]
+        yield Trio(_joined(stack, top, spots), star)
+
+
+class _Spot(NamedTuple):
+    """Where a node is: its network, and its address there."""
+
+    network: Network | None = None
+    host: str = "127.0.0.1"
+
+
+def _joined(stack: ExitStack, top: Path, spots: Sequence[_Spot], program: Path | None = None) -> list[Member]:
+    """Nodes `a`, `b` and so on, which run until the end."""
+    members = []
+    for name, spot in zip("abc", spots, strict=False):
+        (top / name / "config").mkdir(parents=True)
+        paths = stack.enter_context(temporary_node()).host.paths
+        member = Member(paths, top / name, *spot)
+        if program is not None:
+            daemon = member.daemon
+            daemon.program, daemon.options = sys.executable, [str(program), str(top / name), *daemon.options]
+        members.append(member)
+    first = members[0]
+    first.root("node", "init", "--name", "a", "--address", first.address)
+    for name, member in zip("abc", members, strict=False):
+        if member is not first:
+            member.root("node", "join", "-", "--name", name, "--address", member.address, stdin=first.token())
+        stack.callback(_end, member)
+        member.daemon.start()
+    return members
 
 
 def _end(member: Member) -> None:

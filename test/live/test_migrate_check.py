@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from clocks import Clock
 from drover.testing.image import guest_image
 from instances import bare, temporary_node
 from machines import qemu_of
@@ -115,6 +116,69 @@ def test_a_certificate_that_ends(tmp_path: Path) -> None:
         assert checked(pair) == {}
         found = checked(pair, deadline=4 * 86_400)
     assert {code: each["what"] for code, each in found.items()} == {"certificate": "this node"}
+
+
+@pytest.mark.parametrize(("seconds", "way"), [(60, "ahead of"), (-60, "behind")])
+def test_a_clock_that_goes_wrong(pair: Pair, tmp_path: Path, seconds: int, way: str) -> None:
+    """Its guest's own would jump."""
+    started(pair, "10.0")
+    clock = Clock(tmp_path / "clock")
+    pair.there.daemon.end()
+    pair.there.daemon.more_env = clock.env
+    pair.there.daemon.start()
+    clock.set(seconds)
+    found = checked(pair)
+    assert {code: each["what"] for code, each in found.items()} == {"clock": "b"}
+    assert f"s {way} this node's" in found["clock"]["why"]
+    clock.set(0)
+    assert checked(pair) == {}
+
+
+@pytest.mark.alone  # they are the host's
+def test_huge_pages_that_are_not_there(pair: Pair) -> None:
+    """Both nodes are on one host, so it has what is there."""
+    keeps = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    before = keeps.read_text()
+    keeps.write_text("40")
+    try:
+        assert int(keeps.read_text()) == 40, "the kernel has no 80 MiB in one piece each of 2: reboot, or free some"
+        started(pair, "10.0", memory={"size": "64MiB", "hugepages": "2MiB"})
+        found = checked(pair)
+        assert {code: each["what"] for code, each in found.items()} == {"hugepages": "memory.hugepages"}
+        assert f"in pages of 2MiB it takes {64 << 20} bytes, and {16 << 20} are free there" in found["hugepages"]["why"]
+        pair.runs_here_alone("a")
+        pair.here.daemon.do("kill", "a")
+    finally:
+        keeps.write_text(before)
+
+
+def test_a_base_that_somebody_writes_to(pair: Pair) -> None:
+    """It is the same on both nodes, and would not be copied; but a QEMU there has it open, and not to read."""
+    with temporary_node() as other:
+        folder = other.host.paths.state
+        folder.mkdir(mode=0o711)
+        base, disk = folder / "base", folder / "disk"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "raw", base, "1M"], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk], check=True)
+        pair.there.daemon.end()
+        mount = f'mount -t tmpfs -o mode=711 none {folder} && exec "$@"'
+        pair.there.daemon.under = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+        pair.there.daemon.start()
+        theirs = Path(f"/proc/{pair.there.daemon.pid}/root{base}")
+        theirs.write_bytes(base.read_bytes())
+        below = {"source": str(base), "format": "raw"}
+        started(pair, "10.0", disks=[{"id": "d", "source": str(disk), "format": "qcow2", "backing": [below]}])
+        assert checked(pair, copy_disks=True) == {}
+        with subprocess.Popen(["qemu-io", "-f", "raw", theirs], stdin=-1, stdout=-1, text=True) as writer:
+            assert writer.stdin is not None
+            assert writer.stdout is not None
+            writer.stdin.write("read 0 512\n")  # opened to write, too
+            writer.stdin.flush()
+            assert "read 512" in writer.stdout.readline()
+            found = checked(pair, copy_disks=True)
+            writer.stdin.close()
+        assert {code: each["what"] for code, each in found.items()} == {"lock": "d"}
+        assert f"a QEMU on the other node has {base} open to write to it" in found["lock"]["why"]
 
 
 def test_a_tap_of_that_name(pair: Pair) -> None:
