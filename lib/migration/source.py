@@ -385,11 +385,14 @@ class Source(Side):
                     await self._free(qemu, others=True)
 
     async def _free(self, qemu: Qemu, *, others: bool) -> None:
+        name = self._departure.ledger.document.spec.name
+        about = {"instance": name}
         try:
             for whom in await asyncio.to_thread(qemu.sever, others=others):
-                log.warning("%s does not answer, and holds up QEMU: its connection was cut", whom)
+                text = "%s: %s does not answer, and holds up QEMU: its connection was cut"
+                log.warning(text, name, whom, extra=about)
         except OSError as error:
-            log.error("QEMU may hang on a connection, and that cannot be cut: %s", error)
+            log.error("%s: QEMU may hang on a connection, and that cannot be cut: %s", name, error, extra=about)
 
     async def _let_go(self) -> None:
         """Have it let go of a connection that it was still making when it was cancelled.
@@ -403,6 +406,9 @@ class Source(Side):
             if look == _ITSELF:
                 await self._free(self._qemu, others=True)
             await asyncio.sleep(_SOON)
+        name = self._departure.ledger.document.spec.name
+        text = "%s: QEMU has not let go of the migration that was cancelled, and takes no other until it has"
+        log.warning(text, name, extra={"instance": name})
 
     def _speeds(self, running: Sequence[Mirror]) -> dict[str, int]:
         """What each of those gets that run at once."""
