@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from drover.node.link import TlsConnection, calling
 from drover.node.pki.folder import Folder
 from netns import Network
 from noded import Noded
+from ports import free_port
 
 
 class Person:
@@ -88,13 +88,6 @@ class Member:
     def node(self) -> Node:
         """Its instances, past its daemon."""
         return Node(self.paths)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def joined(first: Member, top: Path, role: str, name: str) -> Person:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 from drover import AsyncMonitorListener, MonitorListener, QmpConnection
 from drover.errors import ConnectError
 from faces import FACES, Face
+from ports import free_port
 
 pytestmark = pytest.mark.live
 
@@ -44,15 +44,6 @@ def start() -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def free_port(host: str) -> int:
-    """A port that is free just now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def chardev(text: str) -> list[str]:

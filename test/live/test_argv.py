@@ -26,6 +26,7 @@ from drover.kvm.spec import Spec
 from drover.testing.image import guest_image
 from launched import launched, make_image
 from machines import qemu_of
+from ports import free_port
 
 pytestmark = pytest.mark.live
 
@@ -174,12 +175,6 @@ def _listen(text: str, first: int) -> str:
     while port < first:
         port = free_port()
     return f"{text.rpartition(':')[0]}:{port}"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def serve(stack: ExitStack, path: Path, *where: str) -> None:

@@ -21,6 +21,7 @@ from drover.kvm.record import Runtime
 from drover.kvm.spec import parse
 from drover.kvm.state import State
 from instances import Guest, bare, bootable, temporary_node
+from ports import free_port
 
 TOP = Path(__file__).resolve().parents[2]
 BRIDGE = "drchroot0"
@@ -258,12 +259,6 @@ def test_servers(node: Node, version: str, images: list[str]) -> None:
         for server in running:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_for_server(port: int, paths: list[Path]) -> None:

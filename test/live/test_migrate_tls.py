@@ -39,7 +39,10 @@ def armed(member: Member, name: str) -> dict[str, str]:
 
 def keys_of(member: Member, name: str) -> list[str]:
     folder = member.paths.instance(name).private / "migration-keys"
-    return sorted(os.listdir(folder)) if folder.exists() else []
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def has_none(member: Member, name: str) -> bool:

@@ -25,7 +25,8 @@ from drover.node.pki.ledger import Ledger
 from drover.node.pki.token import Token, Tokens, read_token
 from instances import bare, bootable
 from noded import Noded, running
-from people import REFUSED, Line, Member, Person, call, free_port, joined
+from people import REFUSED, Line, Member, Person, call, joined
+from ports import free_port
 from terminal import terminal
 
 _HALF_MINUTE = 1 / 2880  # days
