@@ -1,16 +1,29 @@
 """What another node has to know of a machine that runs: by its document, and by what its QEMU says that it has."""
 
 import re
+from collections.abc import Iterable
 from typing import Final
+
+from msgspec import convert
 
 from ..errors import NotSupported
 from ..monitor.connection import QmpConnection
+from ..ops.cpu import slots_among
+from ..ops.inventory import QUERY_DEVICES, MemoryInfo, devices_among
+from ..ops.memory import MemoryDevice, memory_devices_among
 from .kinds import PERIPHERAL, place_of
 from .parcel import Board, Parcel, Stick, Vcpu
 from .record import Runtime
 from .spec import Spec, UsbDevice
 
 _ROOT_PORT: Final = re.compile(r"rp\d+")
+# Asked at once: each answer by itself takes half a millisecond.
+_QUESTIONS: Final = (
+    QUERY_DEVICES,
+    ("query-hotpluggable-cpus", None),
+    ("query-memory-size-summary", None),
+    ("query-memory-devices", None),
+)
 _SCSI: Final = re.compile(r"scsi\d+")
 
 
@@ -50,26 +63,27 @@ def _is_host(device: UsbDevice) -> bool:
 
 
 def _board(vm: QmpConnection) -> Board:
-    devices = vm.query_devices()
-    slots = [slot for slot in vm.query_hotpluggable_cpus() if slot.qom_path is not None]
+    entries, places, memory, sticks = vm.execute_many(_QUESTIONS)
+    devices = devices_among(entries)
+    slots = [slot for slot in slots_among(places) if slot.qom_path is not None]
     plugged = {str(slot.qom_path).removeprefix(f"{PERIPHERAL}/"): slot for slot in slots
                if str(slot.qom_path).startswith(f"{PERIPHERAL}/")}  # fmt: skip
     vcpus = (Vcpu(id=name, driver=slot.type, place=slot.props) for name, slot in plugged.items())
     scsi = sorted((name for name in devices if _SCSI.fullmatch(name)), key=lambda name: int(name[4:]))
     return Board(
         vcpus=sum(slot.vcpus_count for slot in slots) - len(plugged),
-        memory=vm.query_memory().base_memory,
+        memory=convert(memory, MemoryInfo).base_memory,
         root_ports=sum(_ROOT_PORT.fullmatch(name) is not None for name in devices),
         scsi={name: str(vm.qom_get(f"{PERIPHERAL}/{name}", "iothread")).rpartition("/")[2] for name in scsi},
         usb="xhci" in devices,
         plugged_vcpus=tuple(vcpus),
-        sticks=tuple(_sticks(vm)),
+        sticks=tuple(_sticks(vm, memory_devices_among(sticks))),
     )
 
 
-def _sticks(vm: QmpConnection) -> list[Stick]:
+def _sticks(vm: QmpConnection, devices: Iterable[MemoryDevice]) -> list[Stick]:
     found = []
-    for device in vm.list_memory_devices():
+    for device in devices:
         if device.kind == "dimm":
             stick = Stick(id=device.id, kind="dimm", size=device.size, used=device.size, at=device.at,
                           node=device.node, slot=device.slot or 0)  # fmt: skip

@@ -10,6 +10,7 @@ from ..kvm.parcel import Parcel
 from ..kvm.record import Runtime
 from ..monitor.connection import QmpConnection
 from ..ops.cpu_model import CpuModel
+from ..ops.migration import MigrationInfo, query_both
 from .checks import Need
 from .storage import DiskImage
 from .survey import survey
@@ -23,8 +24,8 @@ def examined(runtime: Runtime, vm: QmpConnection) -> Need:
     :raises MonitorError: its QEMU does not answer
     :raises NotSupported: it has memory of a kind that is not known here
     """
-    status = vm.query_status().status
-    blockers, parcel = [*_bound(runtime), *_by_qemu(vm, runtime.spec.name, status)], parcel_of(runtime, vm)
+    info, status = vm.perform(query_both)
+    blockers, parcel = [*_bound(runtime), *_by_qemu(info, runtime.spec.name, status)], parcel_of(runtime, vm)
     images = _images(runtime, vm, blockers)
     return Need(
         parcel=parcel, images=tuple(images), cpu=_cpu(runtime, vm), firmware=_firmware(parcel),
@@ -38,12 +39,12 @@ def _bound(runtime: Runtime) -> Iterator[Blocker]:
         yield Blocker("device-bound", device, f"it is {what}, which no other node has", "drover detach it before")
 
 
-def _by_qemu(vm: QmpConnection, name: str, status: str) -> Iterator[Blocker]:
+def _by_qemu(info: MigrationInfo, name: str, status: str) -> Iterator[Blocker]:
     """What QEMU itself says that keeps it."""
     if status == "postmigrate":
         why = "it was sent before, did not go, and stands still since: QEMU does not send it again until it has run"
         yield Blocker("sent-before", "the guest", why, f"drover resume {name}, drover pause {name}")
-    for reason in vm.query_migrate().blocked_reasons:
+    for reason in info.blocked_reasons:
         yield Blocker("qemu", "QEMU", reason.rstrip("."), "take out what that is about")
 
 

@@ -11,14 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from msgspec import convert
-
 from ..errors import DroverError, MonitorError
 from ..kvm.process import Process
 from ..kvm.sever import sever
 from ..kvm.sockets import reach
 from ..monitor.aio import AsyncQmpConnection
-from ..ops.migration import MigrationInfo
+from ..ops.migration import MigrationInfo, query_both
 from .words import QemuSaid
 
 T = TypeVar("T")
@@ -98,7 +96,7 @@ class Qemu:
         :raises MonitorError: it has not answered, and lives
         """
         try:
-            self.info, run = await self.tell(_look)
+            self.info, run = await self.tell(lambda vm: vm.perform(query_both))
         except DroverError:
             if self._dead.is_set():
                 return GONE
@@ -212,8 +210,3 @@ class Qemu:
     def _say(self, said: QemuSaid) -> None:
         self._news.set()
         self._hear(said)
-
-
-async def _look(vm: AsyncQmpConnection) -> tuple[MigrationInfo, str]:
-    info, status = await vm.execute_many([("query-migrate", None), ("query-status", None)])
-    return convert(info, MigrationInfo), status["status"]

@@ -14,7 +14,6 @@ from ..kvm.likeness import Seen, see
 from ..kvm.spec import Disk
 from ..ops.nodes import BlockNode, query_block_tree
 from ..ops.port import Port
-from ..ops.snapshots import query_snapshots
 from .storage import SECTOR, DiskImage
 
 # What may be between a disk's device and its image, or between two images.
@@ -35,8 +34,9 @@ async def survey(port: Port, disks: Sequence[Disk], pid: int) -> list[DiskImage]
     :raises ArgumentError: a disk is not as it is said to be, or under an image's name there is not what QEMU has open
     :raises OSError: an image cannot be looked at
     """
+    if not any(disk.source for disk in disks):
+        return []
     tree = await query_block_tree(port)
-    snapshots = {node: tuple(info.name for info in infos) for node, infos in (await query_snapshots(port)).items()}
     opened = await port.offload(partial(_opened_by, pid))
     found: list[DiskImage] = []
     for number, disk in enumerate(disks):
@@ -52,7 +52,7 @@ async def survey(port: Port, disks: Sequence[Disk], pid: int) -> list[DiskImage]
         for depth, (node, (path, _)) in enumerate(zip(chain, said, strict=False)):
             if path.startswith(("/", _SOCKET)):
                 below = said[depth + 1][1] if depth + 1 < len(said) else None
-                look = partial(_image, disk, depth, node, path, below, snapshots.get(node.name, ()), opened)
+                look = partial(_image, disk, depth, node, path, below, opened)
                 found.append(await port.offload(look))
     return found
 
@@ -93,7 +93,6 @@ def _image(
     node: BlockNode,
     path: str,
     below: str | None,
-    snapshots: tuple[str, ...],
     opened: frozenset[_File],
 ) -> DiskImage:
     still = depth > 0 or disk.read_only or disk.cdrom
@@ -111,7 +110,7 @@ def _image(
         allocated=info.length if info.allocated is None else info.allocated, still=still,
         device=info.allocated is None, options=info.options,
         backing=(info.backing_file, below) if info.backing_file is not None and below is not None else None,
-        snapshots=snapshots, bitmaps=node.bitmaps,
+        snapshots=node.snapshots, bitmaps=node.bitmaps,
     )  # fmt: skip
 
 

@@ -47,8 +47,12 @@ async def query_hotpluggable_cpus(port: Port) -> list[CpuSlot]:
 
     :raises CommandError: this machine type takes none
     """
-    slots = convert(await port.execute("query-hotpluggable-cpus"), list[CpuSlot])
-    return sorted(slots, key=lambda slot: sorted(slot.props.items()))
+    return slots_among(await port.execute("query-hotpluggable-cpus"))
+
+
+def slots_among(entries: Any) -> list[CpuSlot]:
+    """The same, by what QEMU answers to ``query-hotpluggable-cpus``."""
+    return sorted(convert(entries, list[CpuSlot]), key=lambda slot: sorted(slot.props.items()))
 
 
 async def hot_add_cpu(

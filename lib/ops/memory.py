@@ -1,5 +1,6 @@
 """Memory that comes and goes while the machine runs: DIMMs, and virtio-mem, which grows and shrinks."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from msgspec import Struct, convert
@@ -54,7 +55,11 @@ class MemoryDevice(Struct, frozen=True, kw_only=True, rename="kebab"):
 
 async def list_memory_devices(port: Port) -> list[MemoryDevice]:
     """Return the memory that is plugged in (``query-memory-devices``), as far as it is made of a backend."""
-    entries = await query_memory_devices(port)
+    return memory_devices_among(await query_memory_devices(port))
+
+
+def memory_devices_among(entries: Iterable[dict[str, Any]]) -> list[MemoryDevice]:
+    """The same, by what QEMU answers to ``query-memory-devices``."""
     known = [entry for entry in entries if {"memdev", "size"} <= entry["data"].keys()]
     return [convert(_told(entry), MemoryDevice) for entry in known]
 

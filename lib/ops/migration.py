@@ -93,6 +93,12 @@ async def query_migrate(port: Port) -> MigrationInfo:
     return convert(await port.execute("query-migrate"), MigrationInfo)
 
 
+async def query_both(port: Port) -> tuple[MigrationInfo, str]:
+    """Return the state of the migration, and the run state that belongs to it (``query-status``): asked at once."""
+    info, status = await port.execute_many([("query-migrate", None), ("query-status", None)])
+    return convert(info, MigrationInfo), status["status"]
+
+
 async def migrate(port: Port, uri: str | None = None, *, fd: int | None = None) -> None:
     """Begin to send this machine (``migrate``). Returns when it has begun: :func:`wait_migration` tells the end.
 

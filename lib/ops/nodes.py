@@ -35,6 +35,7 @@ class BlockNode(Struct, frozen=True, kw_only=True):
     :ivar children: what it stands on, by role: ``file``, ``backing``, ``children.0``, ...
     :ivar devices: who uses it directly: ids of devices, or QOM paths of those that have none
     :ivar exports: ids of block exports that give it out
+    :ivar snapshots: tags of the snapshots inside of its image
     :ivar throttle_group: of a node of driver ``throttle``
     :ivar active: False while another QEMU owns the image (QEMU 10.0 and later); None where that is not told
     """
@@ -49,6 +50,7 @@ class BlockNode(Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     exports: tuple[str, ...] = ()
     bitmaps: tuple[Bitmap, ...] = ()
+    snapshots: tuple[str, ...] = ()
     throttle_group: str | None = None
     active: bool | None = None
 
@@ -185,6 +187,7 @@ def _node(
         devices=devices,
         exports=exports,
         bitmaps=bitmaps_of(entry),
+        snapshots=tuple(each["name"] for each in image.get("snapshots", ())),
         throttle_group=_throttle_group(entry),
         active=entry.get("active"),
     )
