@@ -1,6 +1,6 @@
 """Migration capabilities and parameters, as one table: on which side, in which unit, since which QEMU."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Flag, auto
 from typing import Any, Final, NamedTuple
 
@@ -128,8 +128,7 @@ def capabilities_of(version: Version) -> frozenset[str]:
 
 async def get_migration_capabilities(port: Port) -> dict[str, bool]:
     """Return each capability that this QEMU has, and whether it is on (``query-migrate-capabilities``)."""
-    entries = await port.execute("query-migrate-capabilities")
-    return {entry["capability"]: entry["state"] for entry in entries}
+    return _named(await port.execute("query-migrate-capabilities"))
 
 
 async def set_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -> dict[str, bool]:
@@ -141,16 +140,7 @@ async def set_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -> 
     :raises NotSupported: this QEMU lacks one that is to be on; one to be off is left out then
     :raises MigrationError: QEMU took them and yet has not set them
     """
-    have = await get_migration_capabilities(port)
-    for name, value in wanted.items():
-        _check(name, value, bool)
-        if value and name not in have:
-            raise _lacks("migration capability", name, CAPABILITIES)
-    entries = [{"capability": name, "state": state} for name, state in wanted.items() if name in have]
-    await port.execute("migrate-set-capabilities", {"capabilities": entries})
-    now = await get_migration_capabilities(port)
-    _read_back(now, {name: state for name, state in wanted.items() if name in have})
-    return now
+    return await _switch(port, await get_migration_capabilities(port), wanted)
 
 
 async def reset_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -> None:
@@ -159,7 +149,7 @@ async def reset_migration_capabilities(port: Port, wanted: Mapping[str, bool]) -
     :raises NotSupported: this QEMU lacks one that is to be on
     """
     have = await get_migration_capabilities(port)
-    await set_migration_capabilities(port, {name: False for name, is_on in have.items() if is_on} | dict(wanted))
+    await _switch(port, have, {name: False for name, is_on in have.items() if is_on} | dict(wanted))
 
 
 async def get_migration_parameters(port: Port) -> dict[str, Any]:
@@ -185,8 +175,8 @@ async def set_migration_parameters(port: Port, wanted: Mapping[str, Any]) -> dic
     for name in wanted:
         if not schema.has_argument("migrate-set-parameters", name):
             raise _lacks("migration parameter", name, PARAMETERS)
-    await port.execute("migrate-set-parameters", dict(wanted))
-    now = await get_migration_parameters(port)
+    told = [("migrate-set-parameters", dict(wanted)), ("query-migrate-parameters", None)]
+    now: dict[str, Any] = (await port.execute_many(told))[1]
     _read_back(now, wanted)
     return now
 
@@ -197,6 +187,26 @@ async def arm_migration(port: Port, capabilities: Mapping[str, bool], parameters
     await reset_migration_capabilities(port, capabilities)
     if parameters:
         await set_migration_parameters(port, parameters)
+
+
+async def _switch(port: Port, have: Mapping[str, bool], wanted: Mapping[str, bool]) -> dict[str, bool]:
+    """Set, and read back in the same breath.
+
+    :param have: capabilities that it has
+    """
+    for name, value in wanted.items():
+        _check(name, value, bool)
+        if value and name not in have:
+            raise _lacks("migration capability", name, CAPABILITIES)
+    entries = [{"capability": name, "state": state} for name, state in wanted.items() if name in have]
+    told = [("migrate-set-capabilities", {"capabilities": entries}), ("query-migrate-capabilities", None)]
+    now = _named((await port.execute_many(told))[1])
+    _read_back(now, {name: state for name, state in wanted.items() if name in have})
+    return now
+
+
+def _named(entries: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    return {entry["capability"]: entry["state"] for entry in entries}
 
 
 def _check(name: str, value: object, kind: type) -> None:

@@ -12,11 +12,12 @@ is told by name whom it takes one from.
 
 import os
 import secrets
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from ..errors import ConnectError, MigrationError, MonitorTimeout
 from ..qmp.tls import RANDOM, TlsProbe
-from .migration_settings import get_migration_parameters, set_migration_parameters
+from .migration_settings import set_migration_parameters
 from .port import Port
 from .undo import Revert, Undo
 
@@ -42,15 +43,9 @@ async def arm_tls_server(port: Port, folder: str | os.PathLike[str], peer: str, 
     :param multifd: memory goes over several connections, each one way
     :raises CommandError: the files are not as QEMU wants them
     """
-    await disarm_tls(port)
-    async with Undo(port) as undo:
-        await _add_credentials(port, undo, folder, "server", multifd)
-        await undo.step(
-            "object-add", {"qom-type": "authz-simple", "id": AUTHORIZED, "identity": peer},
-            undo=Revert("object-del", {"id": AUTHORIZED}),
-        )  # fmt: skip
-        await set_migration_parameters(port, {"tls-creds": CREDENTIALS, "tls-authz": AUTHORIZED})
-        undo.keep()
+    allowed = {"qom-type": "authz-simple", "id": AUTHORIZED, "identity": peer}
+    parameters = {"tls-creds": CREDENTIALS, "tls-authz": AUTHORIZED}
+    await _arm(port, [_credentials(folder, "server", multifd), allowed], parameters)
 
 
 async def arm_tls_client(port: Port, folder: str | os.PathLike[str], peer: str, *, multifd: bool = False) -> None:
@@ -61,21 +56,24 @@ async def arm_tls_client(port: Port, folder: str | os.PathLike[str], peer: str, 
     :param multifd: memory goes over several connections, each one way
     :raises CommandError: the files are not as QEMU wants them
     """
-    await disarm_tls(port)
-    async with Undo(port) as undo:
-        await _add_credentials(port, undo, folder, "client", multifd)
-        await set_migration_parameters(port, {"tls-creds": CREDENTIALS, "tls-hostname": peer})
-        undo.keep()
+    parameters = {"tls-creds": CREDENTIALS, "tls-hostname": peer}
+    await _arm(port, [_credentials(folder, "client", multifd)], parameters)
 
 
-async def _add_credentials(
-    port: Port, undo: Undo, folder: str | os.PathLike[str], endpoint: str, multifd: bool
-) -> None:
-    keys = {
+def _credentials(folder: str | os.PathLike[str], endpoint: str, multifd: bool) -> dict[str, Any]:
+    return {
         "qom-type": "tls-creds-x509", "id": CREDENTIALS, "dir": os.fspath(folder), "endpoint": endpoint,
         "verify-peer": True, "priority": _ONE_WAY if multifd else _BOTH_WAYS,
     }  # fmt: skip
-    await undo.step("object-add", keys, undo=Revert("object-del", {"id": CREDENTIALS}))
+
+
+async def _arm(port: Port, objects: Iterable[dict[str, Any]], parameters: dict[str, str]) -> None:
+    await disarm_tls(port)
+    async with Undo(port) as undo:
+        added = [undo.send("object-add", it, undo=Revert("object-del", {"id": it["id"]})) for it in objects]
+        await undo.results(*added)
+        await set_migration_parameters(port, parameters)
+        undo.keep()
 
 
 async def disarm_tls(port: Port) -> None:
@@ -85,11 +83,11 @@ async def disarm_tls(port: Port) -> None:
 
     :raises MigrationError: QEMU keeps them
     """
-    now = await get_migration_parameters(port)
-    if armed := {name: "" for name in _PARAMETERS if now.get(name)}:
+    # first the keys, without which nothing goes where they are still named; it is the rule that there are none
+    dropped = [("object-del", {"id": name}) for name in (AUTHORIZED, CREDENTIALS)]
+    *_, now = await port.ask_many([*dropped, ("query-migrate-parameters", None)])
+    if armed := {name: "" for name in _PARAMETERS if (now or {}).get(name)}:
         await set_migration_parameters(port, armed)
-    # it is the rule that there is none
-    await port.ask_many(("object-del", {"id": name}) for name in (AUTHORIZED, CREDENTIALS))
 
 
 async def check_tls_target(port: Port, address: str, *, timeout: float = HELLO_TIMEOUT) -> None:
