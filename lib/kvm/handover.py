@@ -75,12 +75,10 @@ SOURCE: Mapping[str, bool] = {"return-path": True, "events": True, "pause-before
 TARGET: Mapping[str, bool] = {"return-path": True, "events": True, "late-block-activate": True}
 
 
-def receive(
-    vm: QmpConnection, uri: str, settings: Settings, keys: Keys | None, ledger: Ledger
-) -> list[dict[str, Any]]:
+def receive(vm: QmpConnection, uri: str, settings: Settings, keys: Keys | None, ledger: Ledger) -> MigrationInfo:
     """Have a QEMU that was started for it listen for its machine.
 
-    :returns: where it listens, in QEMU's words
+    :returns: what it says then; where it listens is in it
     """
     if keys is not None:
         folder = place(ledger.paths.private, keys, runtime_of(ledger.document).uid)
@@ -88,19 +86,21 @@ def receive(
     if settings.capabilities.get(_POSTCOPY):
         faults.grant(runtime_of(ledger.document).uid)
     _apply(vm, settings, TARGET)
-    return vm.migrate_incoming(uri).socket_address
+    return vm.migrate_incoming(uri)
 
 
 class Arrival(Struct, frozen=True, kw_only=True):
     """Where an instance is awaited.
 
     :ivar listens: the addresses, in QEMU's words (``SocketAddress``)
+    :ivar status: QEMU's own word of the migration, since it listens
     :ivar generation: of the QEMU that waits: with the instance's uuid it names it for ever
     :ivar version: of it
     :ivar notices: what the host lacks, in words
     """
 
     listens: list[dict[str, Any]]
+    status: str
     generation: int
     version: tuple[int, int, int]
     notices: list[str] = []
@@ -146,25 +146,25 @@ class Handover(ABC):
         :param exports: it is ready only once it exports disks: where it listens is not written down yet
         """
 
-        def take_in(ledger: Ledger, vm: QmpConnection) -> list[dict[str, Any]]:
-            listens = receive(vm, uri, settings, keys, ledger)
+        def take_in(ledger: Ledger, vm: QmpConnection) -> MigrationInfo:
+            info = receive(vm, uri, settings, keys, ledger)
             if (passage := ledger.document.passage) is not None and not exports:
-                ledger.document.passage = passage.heard_at(to_dial(listens, uri), "")
-            return listens
+                ledger.document.passage = passage.heard_at(to_dial(info.socket_address, uri), "")
+            return info
 
         with self._opened("accept") as ledger:
             self._passage(ledger, epoch, "in")
             if ledger.document.runtime is None:
                 if settings.capabilities.get(_POSTCOPY):
                     faults.check(self.host.binary(ledger.document.spec.emulator).version, rootless=self.host.rootless)
-                listens: list[dict[str, Any]] = []
-                notices = launch.start(self.host, ledger, arrives=lambda vm: listens.extend(take_in(ledger, vm)))
-                return _arrival(ledger, listens, notices)
+                said: list[MigrationInfo] = []
+                notices = launch.start(self.host, ledger, arrives=lambda vm: said.append(take_in(ledger, vm)))
+                return _arrival(ledger, said[0], notices)
         with self._running("accept", moving=True) as (ledger, vm):
-            if not (listens := vm.query_migrate().socket_address):  # its start was cut off
-                listens = take_in(ledger, vm)
+            if not (info := vm.query_migrate()).socket_address:  # its start was cut off
+                info = take_in(ledger, vm)
                 ledger.save()
-            return _arrival(ledger, listens, [])
+            return _arrival(ledger, info, [])
 
     def send(self, uri: str, *, epoch: int, other: str, settings: Settings = Settings()) -> None:  # noqa: B008
         """Begin to send it. It runs on here, until it stands in ``pre-switchover``.
@@ -310,9 +310,12 @@ class Handover(ABC):
         conclude(self.host, ledger, Stop(reason="migrated", at=0, detail="it did not come"))
 
 
-def _arrival(ledger: Ledger, listens: list[dict[str, Any]], notices: list[str]) -> Arrival:
+def _arrival(ledger: Ledger, info: MigrationInfo, notices: list[str]) -> Arrival:
     runtime = runtime_of(ledger.document)
-    return Arrival(listens=listens, generation=runtime.generation, version=runtime.version, notices=notices)
+    return Arrival(
+        listens=info.socket_address, status=info.status, generation=runtime.generation, version=runtime.version,
+        notices=notices,
+    )  # fmt: skip
 
 
 def to_dial(listens: list[dict[str, Any]], asked: str) -> str:

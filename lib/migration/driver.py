@@ -42,24 +42,38 @@ log = logging.getLogger("drover.migration")
 
 
 class _Line:
-    """Things that are done one after the other, each in its turn."""
+    """Things that are done one after the other, each in its turn; then a question, however often it was wanted."""
 
     def __init__(self) -> None:
         self._waiting: deque[Coroutine[Any, Any, None]] = deque()
+        self._question: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def add(self, work: Coroutine[Any, Any, None]) -> None:
         self._waiting.append(work)
+        self._go()
+
+    def ask(self, question: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Ask once all is done: what an order changes is of more use than how it was before."""
+        self._question = question
+        self._go()
+
+    def _go(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while self._waiting:
-            await self._waiting.popleft()
+        while self._waiting or self._question is not None:
+            if self._waiting:
+                await self._waiting.popleft()
+            elif self._question is not None:
+                question, self._question = self._question, None
+                await question()
 
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        self._question = None
         while self._waiting:
             self._waiting.popleft().close()
 
@@ -201,7 +215,7 @@ class Driver(Drive):
 
     def _on_source(self, action: OnSource) -> None:
         if action.verb is SourceVerb.ASK:
-            self._orders.add(self._ask())
+            self._orders.ask(self._ask)
         elif action.verb in _ALONE:
             self._spawn(self._tell(action.verb))
         else:
@@ -215,7 +229,8 @@ class Driver(Drive):
             why = str(error) or type(error).__name__
             log.info("%s: %s", verb, why)
         self.hear(SourceDid(verb, why))
-        await self._ask()
+        if not self._stopped:
+            self._orders.ask(self._ask)
 
     async def _ask(self) -> None:
         try:
@@ -274,8 +289,10 @@ class Host(Drive):
         verb = action.verb
         if verb in (ArrivalVerb.REOPEN, ArrivalVerb.KILL):  # out of band, and by signals: whatever hangs
             self._spawn(self._tell(verb))
+        elif verb is ArrivalVerb.ASK:
+            self._orders.ask(self._ask)
         else:
-            self._orders.add(self._ask() if verb is ArrivalVerb.ASK else self._tell(verb))
+            self._orders.add(self._tell(verb))
 
     async def _tell(self, verb: ArrivalVerb) -> None:
         why = ""

@@ -161,7 +161,8 @@ class Target(Waiting):
         asked = self._invitation
         assert asked is not None
         try:
-            uri = await asyncio.to_thread(self._accept, asked)
+            uri, status = await asyncio.to_thread(self._accept, asked)
+            self.hear(QemuSaid(status))  # whoever waits for that need not wait until we have a connection, too
         finally:  # where it waits, but that cannot be written down, it has to be ended
             self._follow()
         if _serves(asked.disks):
@@ -169,8 +170,8 @@ class Target(Waiting):
             await self._listens_at(uri)
         self.listens = uri
 
-    def _accept(self, asked: Invitation) -> str:
-        """Have it wait, and keep its lock from then on; where it listens. Blocks."""
+    def _accept(self, asked: Invitation) -> tuple[str, str]:
+        """Have it wait, and keep its lock from then on; where it listens, and what it says of that. Blocks."""
         self._keep.make(asked.disks)
         uri = f"{asked.scheme}:{_bracketed(self.at)}:0"
         arrival = self._node.accept(
@@ -179,7 +180,7 @@ class Target(Waiting):
             exports=_serves(asked.disks),
         )  # fmt: skip
         self._take()
-        return to_dial(arrival.listens, uri)
+        return to_dial(arrival.listens, uri), arrival.status
 
     async def hold(self) -> None:
         """Take hold of it, if it runs."""
