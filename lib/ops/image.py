@@ -100,14 +100,24 @@ def block_nodes(
     """
     common = common_options(read_only=read_only, cache=cache, discard=discard)
     file = file_node(node)
-    protocol = {"driver": driver, "node-name": file, "filename": filename, "aio": aio, **common}
+    protocol = {"driver": driver, "node-name": file, "filename": filename, **common}
+    if aio != "threads":
+        protocol["aio"] = aio
     return protocol, format_node(node, format, common, detect_zeroes, backing)
 
 
 def common_options(*, read_only: bool, cache: str, discard: str) -> dict[str, Any]:
-    """What a protocol node and the format node on it are both told."""
+    """What a protocol node and the format node on it are both told.
+
+    What QEMU does by itself is not said: it reads a command byte by byte, and takes 3 us for each.
+    """
     direct, no_flush, _ = CACHES[cache]
-    return {"read-only": read_only, "discard": discard, "cache": {"direct": direct, "no-flush": no_flush}}
+    said: dict[str, Any] = {"read-only": True} if read_only else {}
+    if discard != "ignore":
+        said["discard"] = discard
+    if direct or no_flush:
+        said["cache"] = {"direct": direct, "no-flush": no_flush}
+    return said
 
 
 def format_node(

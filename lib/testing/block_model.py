@@ -135,7 +135,7 @@ class BlockModel:
                 "drv": node.get("driver", "raw"),
                 "file": f"/images/{name}",
                 "ro": node.get("read-only", False),
-                "cache": {"writeback": True, **node.get("cache", {})},
+                "cache": {"writeback": True, "direct": False, "no-flush": False, **node.get("cache", {})},
                 "image": {"virtual-size": self.sizes[name]},
                 "dirty-bitmaps": list(self._qemu.bitmaps.bitmaps.get(name, {}).values()),
                 **({"backing_file": f"/images/{node['backing']}"} if node.get("backing") else {}),

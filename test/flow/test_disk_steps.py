@@ -96,7 +96,7 @@ def test_a_chain_is_told_node_by_node() -> None:
     assert "backing" not in model.nodes["disk1-back2"], "a raw image has none"
     assert model.nodes["disk1-back1"]["backing"] == "disk1-back2"
     assert model.nodes["disk1"]["backing"] == "disk1-back1"
-    assert [node["read-only"] for node in model.nodes.values()] == [True] * 4 + [False] * 2
+    assert [node.get("read-only", False) for node in model.nodes.values()] == [True] * 4 + [False] * 2
     assert [node["driver"] for node in model.nodes.values()] == ["file", "raw", "file", "qcow2", "file", "qcow2"]
     assert not model.fdsets
     assert descriptors() == fds

@@ -59,7 +59,8 @@ class Way(NamedTuple):
 
 
 _TARGET_DIES: Final = (Lead(Place(DRIVER, "hand-over", "entered"), "kill the target's QEMU"),)
-_CANCELLED: Final = (Lead(Place(DRIVER, "send", "heard"), "cancel"),)
+# Before it is told to send: what has been heard then may be that all is sent, if it stood there for long.
+_CANCELLED: Final = (Lead(Place(DRIVER, "send", "entered"), "cancel"),)
 _DEAF: Final = Lead(Place(DRIVER, "cancel", "entered"), "stop the target's daemon", lasts=True)
 WAYS: Final = {
     "plain": Way(DRIVER, "look claim accept set send fence switch hand-over run quit settle"),

@@ -76,3 +76,43 @@ def test_a_question_that_may_be_lost_is_asked_again_once_the_other_can_be_reache
         assert len(peer.asked) == 2
 
     asyncio.run(tried())
+
+
+class Noting(Side):
+    """A QEMU that notes what it is told and asked."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def ask(self) -> QemuSaid:
+        self.heard.append("ask")
+        return QemuSaid("none", "running")
+
+    async def prepare(self) -> None:
+        self.heard.append("prepare")
+        await asyncio.sleep(0.01)
+
+    async def send(self) -> None:
+        self.heard.append("send")
+
+    async def _well(self) -> None: ...
+
+    mirror = postcopy = sync = go_on = cancel = cont = rejoin = quit = _well
+
+
+def test_what_is_to_be_done_goes_before_questions_and_of_these_one_is_enough() -> None:
+    async def tried() -> None:
+        peer, side = Questions(), Noting()
+        driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), side, peer)
+        driving = asyncio.create_task(driver.run(again=False))
+        while not peer.asked:
+            await asyncio.sleep(0)
+        driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
+        while "ask" not in side.heard:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert side.heard[:3] == ["prepare", "send", "ask"]
+        driver.stop()
+        driving.cancel()
+
+    asyncio.run(tried())
