@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..errors import ConnectError, MigrationError, MonitorTimeout
 from ..qmp.tls import RANDOM, TlsProbe
-from .migration_settings import set_migration_parameters
+from .migration_settings import get_migration_parameters, set_migration_parameters
 from .port import Port
 from .undo import Revert, Undo
 
@@ -86,7 +86,9 @@ async def disarm_tls(port: Port) -> None:
     # first the keys, without which nothing goes where they are still named; it is the rule that there are none
     dropped = [("object-del", {"id": name}) for name in (AUTHORIZED, CREDENTIALS)]
     *_, now = await port.ask_many([*dropped, ("query-migrate-parameters", None)])
-    if armed := {name: "" for name in _PARAMETERS if (now or {}).get(name)}:
+    if now is None:  # refused, which is to be said in QEMU's words
+        now = await get_migration_parameters(port)
+    if armed := {name: "" for name in _PARAMETERS if now.get(name)}:
         await set_migration_parameters(port, armed)
 
 

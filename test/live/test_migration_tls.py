@@ -14,11 +14,12 @@ from typing import Self
 import pytest
 
 from drover import QmpConnection
-from drover.errors import MigrationError, MigrationFailed, MonitorTimeout
+from drover.errors import CommandError, MigrationError, MigrationFailed, MonitorTimeout
 from drover.kvm.keys import Keys, place
 from drover.kvm.process import Process, current_boot
 from drover.kvm.sever import sever
 from drover.migration.credentials import issue
+from drover.ops.migration_tls import AUTHORIZED, CREDENTIALS
 from drover.testing.machine import Machine
 from machines import qemu_of
 from waiting import wait_for
@@ -44,6 +45,10 @@ class Sides:
     def listen(self) -> int:
         (where,) = self.two.migrate_incoming("tcp:127.0.0.1:0").socket_address
         return int(where["port"])
+
+    def send(self, port: int) -> None:
+        self.one.migrate(f"tcp:127.0.0.1:{port}")
+        self.one.wait_migration(timeout=60)
 
     def arm(self, *, multifd: bool = False) -> None:
         halves = issue(UUID, 7, HOUR)
@@ -208,6 +213,34 @@ def test_of_the_same_authority_one_alone_is_let_in(version: str, tmp_path: Path)
         it.two.arm_tls_server(placed, halves.target.peer)
         it.one.migrate(uri)
         assert it.one.wait_migration(timeout=60).status == "completed"
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_of_keys_that_are_no_good_nothing_stays(version: str, tmp_path: Path) -> None:
+    with sides((version, version), tmp_path) as it:
+        it.arm()
+        for vm, arm in ((it.one, it.one.arm_tls_client), (it.two, it.two.arm_tls_server)):
+            with pytest.raises(CommandError):
+                arm(tmp_path / "absent", "somebody")
+            assert not [each.name for each in vm.qom_list("/objects") if each.name in (AUTHORIZED, CREDENTIALS)]
+            assert not [name for name, value in vm.get_migration_parameters().items() if "tls" in name and value]
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_where_keys_are_named_that_are_gone_nothing_goes(version: str, tmp_path: Path) -> None:
+    """As in the middle of their being forgotten: not in the clear, above all."""
+    with sides((version, version), tmp_path) as it, socket.create_server(("127.0.0.1", 0)) as listener:
+        it.arm()
+        it.one.execute("object-del", {"id": CREDENTIALS})
+        with pytest.raises((CommandError, MigrationFailed)):
+            it.send(listener.getsockname()[1])
+        assert it.one.query_status().status == "running"
+        listener.settimeout(0.5)
+        with suppress(TimeoutError):
+            came, _ = listener.accept()
+            with came:
+                came.settimeout(0.5)
+                assert came.recv(1) == b""
 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])

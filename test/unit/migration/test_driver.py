@@ -108,9 +108,9 @@ def test_what_is_to_be_done_goes_before_questions_and_of_these_one_is_enough() -
         while not peer.asked:
             await asyncio.sleep(0)
         driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
-        while "ask" not in side.heard:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while "ask" not in side.heard:
+                await asyncio.sleep(0.001)
         assert side.heard[:3] == ["prepare", "send", "ask"]
         driver.stop()
         driving.cancel()
