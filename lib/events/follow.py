@@ -79,7 +79,7 @@ class Follower:
             await self._run()
         finally:
             if self._journal is not None:
-                await asyncio.shield(self._work.flusher.close(self._journal))
+                await asyncio.shield(self._work.let_go(self._journal))
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -123,15 +123,21 @@ class Follower:
         lost, runtime = None, document.runtime
         if runtime is None and document.pending is None:
             return await self._start_again(document)
-        if runtime is not None:
-            lost = await self._attend(document, runtime)
-        await self._mend()
-        after = load(self.paths.document)
+        try:
+            if runtime is not None:
+                lost = await self._attend(document, runtime)
+            await self._mend()
+            after = load(self.paths.document)
+        except (FileNotFoundError, InstanceNotFound):
+            if self.paths.document.exists():
+                raise
+            await self._renamed(runtime)
+            return False
         if lost is not None and after.runtime is not None and after.generation == document.generation:
             raise lost  # it is there still
         self._troubled(None)
         if runtime is not None:
-            self._ended(after, runtime)
+            self._ended(self.name, after, runtime)
         return True
 
     async def _attend(self, document: Document, runtime: Runtime) -> MonitorError | None:
@@ -308,13 +314,23 @@ class Follower:
             except OSError as error:
                 self._say("trouble", f"its journal cannot be opened: {error}")
 
-    def _ended(self, after: Document, runtime: Runtime) -> None:
-        """A run is over: say who ended it."""
+    async def _renamed(self, runtime: Runtime | None) -> None:
+        """There is none of its name any more, so it does not run: one that is called otherwise now has ended before."""
+        if runtime is not None and (found := await self._work.find(runtime.spec.uuid)) is not None:
+            self._ended(*found, runtime)
+
+    def _ended(self, name: str, after: Document, runtime: Runtime) -> None:
+        """A run is over: say who ended it.
+
+        :param name: that it has by now
+        :param after: what is written of it by now; the next run may go on already
+        """
         stop = after.last_stop
-        if after.runtime is not None or stop is None:
-            return  # nobody has taken note, or the next one has begun
+        if stop is None or stop.generation != runtime.generation:
+            return  # nobody has taken note, or of a later one
         who = who_ended(stop)
-        mark_end(self._work.host.paths, self.name, stop)
+        if after.runtime is None:
+            mark_end(self._work.host.paths, name, stop)
         journal = self._journal
         if journal is None or journal.has_end_of(runtime.generation):
             return

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
+from ..errors import RecordError
 from ..kvm.host import Host
+from ..kvm.record import Document, load
 from .flush import Flusher
 from .journal import LIMIT, Journal
 
@@ -25,6 +27,19 @@ _TURN: Final = 0.5
 Say = Callable[[str, str, str], None]
 
 
+class _Lease:
+    """The journal of one instance, which has one writer at a time: who follows it under its new name waits for the old.
+
+    :ivar journal: None until it is open
+    :ivar users: who has it, and who waits for it
+    """
+
+    def __init__(self) -> None:
+        self.journal: Journal | None = None
+        self.users = 0
+        self.turn = asyncio.Lock()
+
+
 class Work:
     """Belongs to one loop.
 
@@ -38,6 +53,7 @@ class Work:
         self._journal_limit = journal_limit
         self._threads = ThreadPoolExecutor(_THREADS, "work")
         self._connecting = asyncio.Semaphore(_CONNECTING)
+        self._leases: dict[str, _Lease] = {}
 
     async def do(self, act: Callable[[], T]) -> T:
         """Do what blocks, in a thread. Who is cancelled meanwhile leaves it to come to its end alone."""
@@ -58,13 +74,55 @@ class Work:
             self._connecting.release()
 
     async def journal(self, uuid: str) -> Journal:
-        """Open the journal of an instance.
+        """The journal of an instance, once nobody else writes it; until :meth:`let_go`.
 
         :raises OSError: it cannot be read
         """
-        return await self.do(lambda: Journal(self.host.paths.events(uuid), limit=self._journal_limit))
+        lease = self._leases.setdefault(uuid, _Lease())
+        lease.users += 1
+        try:
+            await lease.turn.acquire()
+        except BaseException:
+            lease.users -= 1
+            raise
+        try:
+            if lease.journal is None:
+                lease.journal = await self.do(lambda: Journal(self.host.paths.events(uuid), limit=self._journal_limit))
+            return lease.journal
+        except BaseException:
+            await self._leave(uuid, lease)
+            raise
+
+    async def let_go(self, journal: Journal) -> None:
+        """Leave a journal to who waits for it; where nobody does it is closed."""
+        uuid = journal.folder.name
+        await self._leave(uuid, self._leases[uuid])
+
+    async def _leave(self, uuid: str, lease: _Lease) -> None:
+        lease.users -= 1
+        try:
+            if not lease.users and (journal := lease.journal) is not None:
+                lease.journal = None
+                await self.flusher.close(journal)
+        finally:
+            lease.turn.release()
+            if not lease.users:
+                del self._leases[uuid]
+
+    async def find(self, uuid: str) -> tuple[str, Document] | None:
+        """An instance, whatever it is called: its name and its document."""
+        return await self.do(lambda: _find(self.host, uuid))
 
     def close(self) -> None:
         """Begin nothing more. What is under way is in the instances' documents."""
         self.flusher.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _find(host: Host, uuid: str) -> tuple[str, Document] | None:
+    for name in host.paths.names:
+        with suppress(RecordError, OSError):  # who follows that one tells
+            document = load(host.paths.instance(name).document)
+            if document.spec.uuid == uuid:
+                return name, document
+    return None

@@ -122,6 +122,7 @@ def conclude(host: Host, ledger: Ledger, stop: Stop) -> list[str]:
         document.places = {name: (device.bus, device.addr) for name, device in devices if device.bus}
     stop.detail += settle_memory(ledger)
     document.restart = restart_after(document, stop, host.boot_id)
+    stop.generation = document.generation if document.runtime is None else document.runtime.generation
     document.last_stop, document.runtime = stop, None
     ledger.commit()
     return notices

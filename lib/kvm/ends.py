@@ -16,6 +16,7 @@ class Stop(Struct, kw_only=True, omit_defaults=True):
     :ivar exit_code: of QEMU, where it is known; `signal` that killed it
     :ivar log: the last lines of QEMU's log
     :ivar forced: we ended QEMU as if the plug was pulled
+    :ivar generation: of the run
     """
 
     reason: str
@@ -25,6 +26,7 @@ class Stop(Struct, kw_only=True, omit_defaults=True):
     signal: int | None = None
     log: str = ""
     forced: bool = False
+    generation: int = 0
 
 
 class Restart(Struct, kw_only=True, omit_defaults=True):

@@ -295,7 +295,7 @@ class Handover(ABC):
             raise MigrationError(f"{self.name} has not arrived: its QEMU is '{status}'", vm.query_migrate().status)
         faults.take_back(runtime.uid)
         runtime.paused = False
-        ledger.document.passage, ledger.document.last_stop = None, None
+        ledger.document.passage = None
         ledger.commit()
 
     def _end_arrival(self, ledger: Ledger, vm: QmpConnection) -> None:

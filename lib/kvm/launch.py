@@ -102,7 +102,7 @@ def start(
     except BaseException as error:
         _undo(host, ledger, error)
         raise
-    document.machine, document.last_stop = runtime.machine, None
+    document.machine = runtime.machine
     ledger.commit()
     return notices
 

@@ -145,7 +145,7 @@ def _go_on(host: Host, ledger: Ledger, vm: QmpConnection, state: State, devices:
     if pending.operation == "start":
         if state is State.STARTING:
             finish(vm, document.runtime, paused=bool(pending.arguments.get("paused")))
-        document.machine, document.last_stop = document.runtime.machine, None
+        document.machine = document.runtime.machine
         ledger.commit()
         return ["its start was cut off, and is completed"]
     if pending.operation in ("kill", LEAVE):

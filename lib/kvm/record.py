@@ -189,7 +189,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     :ivar generation: of the last start
     :ivar runtime: None while it does not run
     :ivar pending: the change that is under way
-    :ivar last_stop: how the last run ended
+    :ivar last_stop: how the last run ended that has; also while the next one goes on
     :ivar restart: the start again that is due, or what runs came of; None where somebody started it
     :ivar passage: its way to or from another node; while there is one it is not started
     :ivar epoch: of the last passage that there was

@@ -153,7 +153,7 @@ def mend_restore(host: Host, ledger: Ledger, vm: QmpConnection) -> list[str]:
     if not runtime.paused and vm.query_status().status == "paused":
         vm.cont()
     notices = _used_up(ledger)
-    ledger.document.machine, ledger.document.last_stop = runtime.machine, None
+    ledger.document.machine = runtime.machine
     ledger.commit()
     return ["its restore was cut off, and is completed", *notices]
 

@@ -251,7 +251,7 @@ class Target(Waiting):
         assert ledger is not None
         document = ledger.document
         paused = document.passage is not None and document.passage.paused
-        document.passage, document.last_stop = None, None
+        document.passage = None
         if document.runtime is not None:
             document.runtime.paused = paused
             take_back(document.runtime.uid)

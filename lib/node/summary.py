@@ -28,7 +28,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     :ivar disks: how many
     :ivar nics: how many
     :ivar autostart: it starts with the host
-    :ivar last_stop: how its last run ended, without the lines of its log
+    :ivar last_stop: how the last run ended that has, without the lines of its log
     :ivar restart: the start again that is due, if one is
     :ivar outdated: the file of its QEMU was replaced since it was started
     """

@@ -235,6 +235,26 @@ def test_renamed_and_deleted(node: Node, kvmd: Kvmd) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("new", ["one", "two"])
+def test_the_next_run_has_begun(node: Node, kvmd: Kvmd, new: str) -> None:
+    """Who ended a run is told also where the next one goes on before anybody looked, be it under another name."""
+    vm = create(node, "10.0", "one")
+    vm.start()
+    wait_event(vm, "RESUME")
+    kvmd.send_signal(signal.SIGSTOP)
+    vm.kill()
+    vm = node.rename("one", new)
+    vm.start()
+    kvmd.send_signal(signal.SIGCONT)
+    wait_event(vm, "lost")
+    vm.pause()
+    wait_event(vm, "STOP")
+    found = journal(vm)
+    assert [(it.name, it.generation) for it in found] == [("RESUME", 1), ("ended", 1), ("lost", 2), ("STOP", 2)]
+    assert [it.number for it in found] == [1, 2, 3, 4]
+    assert found[1].data == {"who": "admin", "reason": "request", "detail": "killed", "forced": True}
+
+
 def test_with_systemd(node: Node, tmp_path: Path) -> None:
     """It shows life as often as it is asked to, and says when it stops."""
     kvmd = Kvmd(node.host.paths, tmp_path / "log")
