@@ -24,6 +24,7 @@
 - :mod:`.process`  a QEMU as a process: started under a :mod:`.keeper`, found again, ended
 - :mod:`.identity`  the user id that it runs as; :mod:`.faults`, what it may do when its machine comes by postcopy
 - :mod:`.keys`  of a migration by TLS, in the folder of its own; :mod:`.sever`, of one whose other side is silent
+- :mod:`.undelay`  of the socket that a QEMU listens at: the kernel holds nothing back; :mod:`.borrow`, both of them by
 - :mod:`.root`  the root directory that it runs in, if it has its own, and :mod:`.view`  what it sees there
 - :mod:`.cgroup`  the control group that it runs in; :mod:`.tree`, where that is; :mod:`.scope`, by systemd
 - :mod:`.binary`  what a QEMU binary is and can do, learnt in a :mod:`.trial` and kept in a :mod:`.cache`

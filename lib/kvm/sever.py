@@ -7,7 +7,6 @@ as if the other side had hung up, and goes on. For the connections of multifd ot
 runs, but a cancel does not come to its end before theirs. So it is while a connection is still being made.
 """
 
-import ctypes
 import errno
 import os
 import socket
@@ -16,12 +15,11 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from .borrow import borrow
 from .process import Process
 
-_PIDFD_GETFD: Final = 438  # on all that are not Alpha
 _LOOK: Final = 0.05  # s between two looks: who waits on the same connection at both hangs there
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def sever(process: Process, *, others: bool = False) -> list[str]:
@@ -40,7 +38,7 @@ def sever(process: Process, *, others: bool = False) -> list[str]:
 def _cut(process: Process, number: int) -> str:
     """Whom it led to; empty: it is no TCP connection, or none any more."""
     try:
-        fd = _borrow(process, number)
+        fd = borrow(process, number)
     except OSError as error:
         if error.errno in (errno.EBADF, errno.ESRCH):  # it goes on, or has ended
             return ""
@@ -73,11 +71,3 @@ def _waiting(process: Process, others: bool) -> dict[int, int]:
                 if len(words) > 2 and os.path.exists(f"/proc/{process.pid}/fd/{int(words[1], 16)}"):
                     found[thread] = int(words[1], 16)
     return found
-
-
-def _borrow(process: Process, fd: int) -> int:
-    """Our own descriptor of what a process has open."""
-    mine: int = _libc.syscall(_PIDFD_GETFD, process.fileno(), fd, 0)
-    if mine < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"descriptor {fd} of {process.pid}")
-    return mine

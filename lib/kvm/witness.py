@@ -14,8 +14,11 @@ from ..errors import OperationCancelled
 class Witness:
     """One that takes no notice."""
 
-    def step(self, name: str) -> None:
-        """The operation begins a step."""
+    def step(self, name: str, at: float | None = None) -> None:
+        """The operation begins a step.
+
+        :param at: Unix time when it began; None: now
+        """
 
     def progress(self, done: float, of: float, unit: str, *, eta: float | None = None, detail: str = "") -> None:
         """The operation has come so far.

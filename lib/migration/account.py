@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..kvm.witness import witness
 from .pace import Pace, View
@@ -10,6 +10,16 @@ from .qemu import Qemu
 from .states import Step
 
 TELL_EVERY: Final = 0.5  # s between two words of how far it is
+
+
+class Begun(NamedTuple):
+    """A step that has begun.
+
+    :ivar at: Unix time
+    """
+
+    step: Step
+    at: float
 
 
 class Account:
@@ -20,7 +30,7 @@ class Account:
     :param news: called with each step, and at times with how far it is
     """
 
-    def __init__(self, began: float, news: Callable[[Step | View], None]) -> None:
+    def __init__(self, began: float, news: Callable[[Begun | View], None]) -> None:
         self.alarms: list[str] = []
         self._began = began
         self._news = news
@@ -43,7 +53,7 @@ class Account:
         if self._steps and self._steps[-1][0] is step:
             return False
         self._steps.append((step, time.monotonic()))
-        self._news(step)
+        self._news(Begun(step, time.time()))
         return True
 
     def stands(self) -> None:
@@ -96,10 +106,10 @@ class Account:
         return told
 
 
-def tell(news: Step | View) -> None:
+def tell(news: Begun | View) -> None:
     """Tell whoever looks on, in this thread."""
-    if isinstance(news, Step):
-        witness().step(news)
+    if isinstance(news, Begun):
+        witness().step(news.step, news.at)
         return
     megabytes = news.dirty_rate / 1e6
     text = f"{news.percent:.0f} %, round {news.rounds}, {megabytes:.1f} MB/s made dirty"

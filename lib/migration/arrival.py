@@ -77,16 +77,17 @@ class Known:
     :ivar ran: whether the process was ever told to run, or that it is the machine and stands still; None: it is not
         known
     :ivar named: the record names the process: it may run
+    :ivar unwanted: somebody has said so: the record is to be asked
     """
 
-    __slots__ = ("done", "heard", "it", "named", "owner", "qemu", "ran", "refusal", "silences")
+    __slots__ = ("done", "heard", "it", "named", "owner", "qemu", "ran", "refusal", "silences", "unwanted")
 
     def __init__(self, it: Newcomer) -> None:
         self.it = it
         self.owner: Owner | None = None
         self.qemu = QemuSaid()
         self.ran: bool | None = False
-        self.named = self.heard = False
+        self.named = self.heard = self.unwanted = False
         self.refusal = ""
         self.done = False
         self.silences = 0
@@ -258,7 +259,9 @@ class Arrival:
         if self.state is Arrived.MOVED:
             return [*actions, self._tell(), End(Result.DONE)]
         tell = [self._tell()] if self.state in (Arrived.HOLD, Arrived.SETTLE) else []
-        return [*actions, *self._ask(), *tell, self._wait()]
+        # the record was read before it was launched, and the memory comes at once: whoever resets it says so
+        ask = [_LOOK] if self.state is Arrived.HOLD and not known.unwanted else self._ask()
+        return [*actions, *ask, *tell, self._wait()]
 
     def _next(self) -> Arrived | None:
         known = self.known
@@ -291,7 +294,7 @@ class Arrival:
             return [OnArrival(ArrivalVerb.REOPEN)]
         if event.verb is TargetVerb.DISCARD and self.state is Arrived.HOLD:
             return [_READ, tell]
-        return [tell, OnArrival(ArrivalVerb.ASK)]
+        return [tell, _LOOK]
 
     def _tell(self) -> Tell:
         return Tell(self.known.refusal or ("it is being ended" if self.state is Arrived.KILL else ""))
@@ -313,6 +316,7 @@ class Arrival:
 
 _BEFORE: Final = frozenset({Arrived.CHECK, Arrived.LAUNCH})
 _READ: Final = Read()
+_LOOK: Final = OnArrival(ArrivalVerb.ASK)
 _STANDING: Final[Mapping[Arrived, str]] = {
     Arrived.HOLD: "it is to come to {}, and nobody asks for it any more, nor says whether it may run here",
     Arrived.START: "it is to run on {}, and QEMU does not let it: {}",
@@ -321,8 +325,8 @@ _ENDS: Final = frozenset({Arrived.MOVED, Arrived.GONE})
 _ASKS: Final[Mapping[Arrived, list[ArrivalAction]]] = {
     Arrived.CHECK: [_READ],
     Arrived.LAUNCH: [OnArrival(ArrivalVerb.LAUNCH)],
-    Arrived.HOLD: [_READ, OnArrival(ArrivalVerb.ASK)],
-    Arrived.START: [OnArrival(ArrivalVerb.CONT), OnArrival(ArrivalVerb.ASK)],
+    Arrived.HOLD: [_READ, _LOOK],
+    Arrived.START: [OnArrival(ArrivalVerb.CONT), _LOOK],
     Arrived.KILL: [OnArrival(ArrivalVerb.KILL)],
     Arrived.MOVED: [],
     Arrived.GONE: [],
@@ -355,6 +359,7 @@ def _silence(known: Known, _: Silence) -> None:
 
 def _asked(known: Known, event: Asked) -> None:
     known.silences = 0
+    known.unwanted = known.unwanted or event.verb is TargetVerb.DISCARD
     if event.verb is TargetVerb.RUN:
         known.named = known.named or event.epoch == known.it.epoch + 1
 

@@ -86,8 +86,10 @@ def _send(known: Knowledge) -> list[Action]:
 
 
 def _switch(known: Knowledge) -> list[Action]:
-    tell = _tell(known, SourceVerb.CONTINUE) if known.source_stopped() else [ASK_SOURCE]
-    return [*tell, *_target(TargetVerb.ASK)(known)]
+    tell: list[Action] = _tell(known, SourceVerb.CONTINUE) if known.source_stopped() else [ASK_SOURCE]
+    if known.silences or known.postcopy:
+        return [*tell, *_target(TargetVerb.ASK)(known)]
+    return tell[:1]  # no question that would hold up QEMU: both sides say by themselves when all is sent
 
 
 def _both(known: Knowledge) -> list[Action]:

@@ -229,7 +229,7 @@ class Driver(Drive):
             why = str(error) or type(error).__name__
             log.info("%s: %s", verb, why)
         self.hear(SourceDid(verb, why))
-        if not self._stopped:
+        if not self._stopped and (why or verb is not SourceVerb.CONTINUE):
             self._orders.ask(self._ask)
 
     async def _ask(self) -> None:

@@ -35,7 +35,7 @@ from ..monitor.connection import QmpConnection
 from ..ops.migration_settings import loses_writes
 from ..store.owner import Owner, Phase
 from . import driver
-from .account import Account, tell
+from .account import Account, Begun, tell
 from .arrival import Arrival, Newcomer
 from .driver import Driver
 from .knowledge import Plan
@@ -44,7 +44,7 @@ from .means import Terms, Wishes, agree, arming
 from .pace import Pace, View
 from .ports import Peer, Register
 from .source import Departure, Source
-from .states import State, Step
+from .states import State
 from .storage import Plan as Disks
 from .target import Waiting
 from .words import Asked, Begin, Cancel, End, Result, TargetDid, TargetSaid, TargetVerb, Tell, TellDid
@@ -361,7 +361,7 @@ class _Move:
         self._leaving = leaving
         self._cancelled = False
         self._doubt: asyncio.TimerHandle | None = None
-        self._news: asyncio.Queue[Step | View] = asyncio.Queue()
+        self._news: asyncio.Queue[Begun | View] = asyncio.Queue()
         self._tasks: set[asyncio.Future[None]] = set()
         self.account = Account(time.monotonic(), self._news.put_nowait)
         terms = _terms(leaving)

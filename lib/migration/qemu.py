@@ -15,6 +15,7 @@ from ..errors import DroverError, MonitorError
 from ..kvm.process import Process
 from ..kvm.sever import sever
 from ..kvm.sockets import reach
+from ..kvm.undelay import undelay
 from ..monitor.aio import AsyncQmpConnection
 from ..ops.migration import MigrationInfo, query_both
 from .words import QemuSaid
@@ -151,6 +152,13 @@ class Qemu:
         """
         return sever(self._process, others=others)
 
+    def undelay(self, port: int) -> bool:
+        """Have it answer without delay where it listens; see :func:`.kvm.undelay.undelay`.
+
+        :returns: whether it listens there
+        """
+        return undelay(self._process, port)
+
     def look_again(self) -> None:
         """Ask it soon, and tell what it says; as often as is wanted, one question at a time."""
         self._once_more = True
@@ -188,9 +196,11 @@ class Qemu:
                     pause = _AGAIN
                     self.look_again()
                     async for event in events:
+                        if event.data.get("status") != "device":
+                            self.look_again()
                         if self._trusts_events:
+                            await asyncio.sleep(0)  # the question goes before anybody makes something of the event
                             self._take(event.name, str(event.data.get("status", "")))
-                        self.look_again()
             except (MonitorError, OSError):
                 pass
             finally:

@@ -165,6 +165,7 @@ class Target(Waiting):
             self.hear(QemuSaid(status))  # whoever waits for that need not wait until we have a connection, too
         finally:  # where it waits, but that cannot be written down, it has to be ended
             self._follow()
+        self._undelay(uri)
         if _serves(asked.disks):
             await self._serve(asked.disks, secured=asked.keys is not None)
             await self._listens_at(uri)
@@ -188,6 +189,13 @@ class Target(Waiting):
         if self.ledger is not None and (passage := self.ledger.document.passage) is not None:
             self.listens, self.exports = passage.listens, passage.exports
         self._follow()
+
+    def _undelay(self, uri: str) -> None:
+        try:
+            if self._qemu is not None and uri.startswith("tcp:"):
+                self._qemu.undelay(int(uri.rpartition(":")[2]))
+        except OSError as error:  # then the kernel takes its time by chance
+            log.info("%s: its QEMU may answer late: %s", self._name, error, extra={"instance": self._name})
 
     def _follow(self) -> None:
         if self.ledger is not None and (process := running(self._node.host, self.ledger)) is not None:

@@ -29,6 +29,7 @@ from .link import Callers
 from .model import Model
 from .owner_calls import FarRegister, for_nodes
 from .shares import Shares
+from .soon import Soon
 from .streams import endless
 from .work import Worker
 
@@ -45,6 +46,7 @@ class Coming:
     """One machine that comes.
 
     :ivar links: who is to hear of it
+    :ivar show: has the list say how it is
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class Coming:
         self._order = order
         self._model = model
         self._granted = ENDLESS
-        self.host = Host(Arrival(it), register, target, self._answer, self._show)
+        self.show = Soon(self._show)
+        self.host = Host(Arrival(it), register, target, self._answer, self.show)
         target.hear = self.host.hear
 
     def said(self, refused: str = "") -> TargetSaid:
@@ -307,6 +310,7 @@ class Arrivals:
             log.exception("%s stays as it is: %s", name, error, extra={"instance": name})
         finally:
             coming.host.stop()
+            coming.show.cancel()
             coming.register.close()
             await coming.target.close()
             self._shares.leave(name)

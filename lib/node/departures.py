@@ -5,7 +5,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -278,22 +278,10 @@ class Departures:
 
     def _follow(self, name: str, future: "Future[tuple[Going, End]]") -> dict[str, Any]:
         """Tell how far it is, until it is over; in the job's own thread."""
-        followed: Going | None = None
-        while not future.done():
-            going = self.get(name)
-            if going is None:
-                time.sleep(_LOOK / 10)
+        while not wait([future], _LOOK).done:  # nor is this thread woken by each step: it would take the loop's time
+            if (going := self.get(name)) is None:
                 continue
-            if going is not followed:
-                followed = going
-                future.add_done_callback(going.over)
-            try:
-                news = going.news.get(timeout=_LOOK)
-            except queue.Empty:
-                pass
-            else:
-                if news is not None:
-                    tell(news)
+            _tell(going)
             if witness().wants_end() and not going.cancelled:
                 self._loop.call_soon_threadsafe(going.cancel)
                 going.cancelled = True
@@ -301,6 +289,7 @@ class Departures:
             going, end = future.result()
         except CancelledError:  # the daemon ends
             raise OperationCancelled(name, "migrate") from None
+        _tell(going)
         return self._conclude(name, going, end)
 
     def _conclude(self, name: str, going: Going, end: End) -> dict[str, Any]:
@@ -360,6 +349,13 @@ class Departures:
             settings=going.journey.target, emulator=going.journey.emulator,
             disks=going.journey.disks, keys=going.departure.theirs, paused=going.journey.plan.paused,
         )  # fmt: skip
+
+
+def _tell(going: Going) -> None:
+    """Tell what there is to be told of it."""
+    with suppress(queue.Empty):
+        while True:
+            tell(going.news.get_nowait())
 
 
 def _with_bitmaps(disks: storage.Plan, source: Settings, target: Settings) -> tuple[Settings, Settings]:

@@ -424,10 +424,10 @@ class _Witness(Witness):
         self._job = job.id
         self._told = 0.0
 
-    def step(self, name: str) -> None:
+    def step(self, name: str, at: float | None = None) -> None:
         """Keep it with the job; it is written with what comes next."""
         with suppress(StoreFull, StoreBusy, JobTaken):
-            self._desk.say(self._jobs.step(self._job, name, at_once=False))
+            self._desk.say(self._jobs.step(self._job, name, at, at_once=False))
 
     def progress(self, done: float, of: float, unit: str, *, eta: float | None = None, detail: str = "") -> None:
         """Keep it, and tell of it at times."""

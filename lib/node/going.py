@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..kvm.state import State
-from ..migration.account import Account
+from ..migration.account import Account, Begun
 from ..migration.driver import Driver
 from ..migration.forecast import Setting
 from ..migration.letters import Did, Invitation, Said
@@ -22,15 +22,18 @@ from .books import Journey
 from .model import Model
 from .peer import Link, LinkPeer
 from .shares import Shares
+from .soon import LATER, Soon
 
 # Steps that take their time, and in which a question more does no harm.
 _IDLE: Final = (Step.STORAGE, Step.MEMORY)
+# Steps in which the guest stands still.
+_STANDING: Final = (Step.SWITCHOVER, Step.COMMIT)
 
 
 class Going:
     """One migration that is under way.
 
-    :ivar news: the steps and the views that are to be told, for the thread of its job; None: it is over
+    :ivar news: the steps and the views that are to be told, for the thread of its job
     :ivar cancelled: somebody wanted it to end
     :param link: to the other node
     :param invite: what is sent to the other node, for an epoch; None: it is only asked whether it has been
@@ -52,7 +55,7 @@ class Going:
         plan = journey.plan
         self.departure = departure
         self.journey = journey
-        self.news: queue.SimpleQueue[Step | View | None] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[Begun | View] = queue.SimpleQueue()
         self.cancelled = False
         self.source = Source(
             departure.host, departure, journey.source, journey.disks, journey.peer, paused=plan.paused
@@ -71,6 +74,7 @@ class Going:
         self.source.go_over = self._peer.go_over
         self._shares, self._share = shares, plan.machine
         self._telling: set[asyncio.Future[None]] = set()
+        self._show_soon = Soon(self._show)
 
     async def run(self, *, again: bool) -> End:
         """Drive it to its end. Where this is cancelled all goes on as it is, for whoever takes it up."""
@@ -86,15 +90,12 @@ class Going:
             return end
         finally:
             pace.cancel()
+            self._show_soon.cancel()
             self._lend(Step.END)
             self._shares.leave(self._share)
             self.driver.stop()
             self._peer.close()
             await self.source.close()
-
-    def over(self, _: object) -> None:
-        """Nothing more is told: whoever waits for news need not."""
-        self.news.put(None)
 
     def cancel(self) -> None:
         """Somebody wants it to end."""
@@ -160,7 +161,7 @@ class Going:
 
     def _seen(self, view: View) -> None:
         if self._account.seen(view):
-            self._show()
+            self._show_soon()
 
     def _lend(self, step: Step) -> None:
         """Let its figures be asked for while that holds nothing up."""
@@ -175,7 +176,7 @@ class Going:
             self.source.watch_over()
         if self._account.comes_to(step):
             self._lend(step)
-        self._show()
+        self._show_soon(LATER if step in _STANDING else 0.0)
 
     def _show(self) -> None:
         machine, alarm, document = self.driver.machine, self.driver.alarm, self.departure.ledger.document

@@ -185,16 +185,17 @@ class Jobs:
         """
         return self._take(id, lambda job: moved(job, JobState.RUNNING, self._now(), started=self._now(), before=before))
 
-    def step(self, id: int, name: str, *, at_once: bool = True) -> Job:
-        """Say which step a job begins now.
+    def step(self, id: int, name: str, at: float | None = None, *, at_once: bool = True) -> Job:
+        """Say which step a job begins.
 
+        :param at: Unix time when it began; None: now
         :param at_once: it is on disk before this returns; else it is with whatever of the job is written next
         :returns: the job, with `cancel_asked`
         :raises JobTaken: another process runs it
         """
         with self._lock:
             if (run := self._runs.get(id)) is not None:
-                steps = (*run.steps, Step(name, self._now()))
+                steps = (*run.steps, Step(name, self._now() if at is None else at))
                 over = max(0, len(steps) - MAX_STEPS)
                 run.steps, run.dropped = steps[over:], run.dropped + over
         if at_once:

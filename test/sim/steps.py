@@ -38,7 +38,7 @@ WAYS: Final = (
     Way("cancelled at the end", {}, ((State.FENCE, 1, "cancel", 0.0),)),
     Way("the target dies at the end", {}, ((State.HAND_OVER, 1, "kill the target's QEMU", 0.0),)),
     Way("the target dies at the end, 7.2", {"versions": (7, 7)}, ((State.RUN, 1, "kill the target's QEMU", 0.0),)),
-    Way("the answer is cut", {}, ((State.SWITCH, 6, "cut it the other way", 0.4),)),
+    Way("the answer is cut", {}, ((State.SWITCH, 3, "cut it the other way", 0.4),)),
     Way("the connection breaks", {"storage": True}, ((State.SWITCH, 1, "break the migration's connection", 0.0),)),
     Way("the store is away", {}, ((State.HAND_OVER, 1, "cut the store", 20.0),)),
     Way("the nodes are apart", {}, ((State.RUN, 1, "cut the daemons' network", 30.0),)),

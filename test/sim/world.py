@@ -211,6 +211,8 @@ class World:
     def _cancel(self) -> None:
         if self.source.status.startswith("postcopy"):
             raise Wrong("a postcopy was cancelled")
+        if self.mirrored == "under way" and self.here.alive:
+            self.here.from_qemu(SourceDid(SourceVerb.MIRROR, "its jobs were cancelled"))
         self.mirrored = "no"
         self.source.cancel()
 

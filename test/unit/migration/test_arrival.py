@@ -59,6 +59,19 @@ def test_nothing_is_started_for_another_record(record: Owner | None) -> None:
     assert any(isinstance(action, End) for action in actions)
 
 
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_the_record_is_asked_for_again_once_it_waits_only_if_somebody_wants_it_no_more(unwanted: bool) -> None:
+    """It was read before the launch, and the memory comes at once. Who is silent meanwhile is asked about later."""
+    arrival = Arrival(Newcomer(machine="vm", process=THERE, epoch=ON_THE_WAY.epoch))
+    arrival.hear(Begin())
+    arrival.hear(OwnerIs(ON_THE_WAY))
+    if unwanted:
+        assert arrival.hear(Asked(TargetVerb.DISCARD, RESET.epoch)) == []
+    assert (Read() in arrival.hear(ArrivalDid(ArrivalVerb.LAUNCH))) == unwanted
+    assert Read() in arrival.hear(Silence())
+    assert ArrivalVerb.KILL in verbs(arrival.hear(OwnerIs(RESET)))
+
+
 def test_it_does_not_run_before_it_is_named() -> None:
     arrival = held()
     for event in (LOADED, OwnerIs(STANDING), Asked(TargetVerb.RUN, STANDING.epoch), Silence()):

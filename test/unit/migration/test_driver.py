@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from drover.errors import MigrationError
 from drover.migration.driver import Driver
 from drover.migration.knowledge import Plan
 from drover.migration.machine import Machine
@@ -12,6 +15,7 @@ from drover.store.owner import Owner
 
 HERE = Owner(node="a", boot_id="a", incarnation="vm/1")
 THERE = Owner(node="b", boot_id="b", incarnation="vm/2/2")
+STANDS = QemuSaid("pre-switchover", "finish-migrate")
 
 
 class OneRecord(Register):
@@ -116,3 +120,39 @@ def test_what_is_to_be_done_goes_before_questions_and_of_these_one_is_enough() -
         driving.cancel()
 
     asyncio.run(tried())
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_one_that_goes_on_is_left_alone(refuses: bool) -> None:
+    """It says by itself when all is sent, and a question would hold up what the guest waits for."""
+
+    class Going(Noting):
+        async def ask(self) -> QemuSaid:
+            self.heard.append("ask")
+            return QemuSaid("active", "running") if "continue" not in self.heard else STANDS
+
+        async def go_on(self) -> None:
+            self.heard.append("continue")
+            if refuses:
+                raise MigrationError("not now")
+
+    async def tried() -> list[str]:
+        peer, side = Questions(), Going()
+        driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), side, peer)
+        driving = asyncio.create_task(driver.run(again=False))
+        while not peer.asked:
+            await asyncio.sleep(0)
+        driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
+        async with asyncio.timeout(10):
+            while "ask" not in side.heard:
+                await asyncio.sleep(0.001)
+            driver.hear(STANDS)
+            while "continue" not in side.heard:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        driver.stop()
+        driving.cancel()
+        assert peer.asked == [TargetVerb.ACCEPT]
+        return side.heard[side.heard.index("continue") + 1 :]
+
+    assert asyncio.run(tried()) == (["ask"] if refuses else [])
