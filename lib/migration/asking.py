@@ -86,7 +86,8 @@ def _send(known: Knowledge) -> list[Action]:
 
 
 def _switch(known: Knowledge) -> list[Action]:
-    tell: list[Action] = _tell(known, SourceVerb.CONTINUE) if known.source_stopped() else [ASK_SOURCE]
+    stands = known.source_stopped() and (not known.silences or known.heard & SOURCE)  # else that is old
+    tell: list[Action] = _tell(known, SourceVerb.CONTINUE) if stands else [ASK_SOURCE]
     if known.silences or known.postcopy:
         return [*tell, *_target(TargetVerb.ASK)(known)]
     return tell[:1]  # no question that would hold up QEMU: both sides say by themselves when all is sent

@@ -238,7 +238,9 @@ class Target(Waiting):
         await _pause(qemu)
         uri = f"tcp:{_bracketed(self.at)}:0"
         await qemu.tell(lambda vm: vm.migrate_recover(uri))
-        await self._listens_at(to_dial((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, uri))
+        uri = to_dial((await qemu.tell(lambda vm: vm.query_migrate())).socket_address, uri)
+        self._undelay(uri)
+        await self._listens_at(uri)
 
     async def has_all(self) -> None:
         """Wait until nothing of it is left on the other side, or its QEMU has ended."""

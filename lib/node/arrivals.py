@@ -29,7 +29,7 @@ from .link import Callers
 from .model import Model
 from .owner_calls import FarRegister, for_nodes
 from .shares import Shares
-from .soon import Soon
+from .soon import LATER, Soon
 from .streams import endless
 from .work import Worker
 
@@ -60,7 +60,7 @@ class Coming:
         self._model = model
         self._granted = ENDLESS
         self.show = Soon(self._show)
-        self.host = Host(Arrival(it), register, target, self._answer, self.show)
+        self.host = Host(Arrival(it), register, target, self._answer, self._told)
         target.hear = self.host.hear
 
     def said(self, refused: str = "") -> TargetSaid:
@@ -84,6 +84,9 @@ class Coming:
             "tls": passage is not None and passage.tls,
             "migration": {"status": known.qemu.status},
         }
+
+    def _told(self) -> None:
+        self.show(0.0 if self.host.arrival.known.runs() else LATER)
 
     def _show(self) -> None:
         """Say in the list how it is."""

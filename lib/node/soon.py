@@ -20,10 +20,13 @@ class Soon:
     def __call__(self, seconds: float = LATER) -> None:
         """Have it done, after all that has its turn now.
 
-        :param seconds: how much later, unless it is to be done already
+        :param seconds: how much later at most
         """
-        if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(seconds, self._do)
+        loop = asyncio.get_running_loop()
+        if self._due is not None and self._due.when() <= loop.time() + seconds:
+            return
+        self.cancel()
+        self._due = loop.call_later(seconds, self._do)
 
     def cancel(self) -> None:
         """It need not be done any more."""

@@ -9,8 +9,9 @@ def test_once_for_all_and_after_what_has_its_turn() -> None:
     async def tried() -> list[str]:
         done: list[str] = []
         soon = Soon(lambda: done.append("shown"))
+        soon(3600)
         soon(0)
-        soon(3600)  # it is to be done already
+        soon(3600)  # it is to be done sooner
         asyncio.get_running_loop().call_soon(done.append, "first")
         async with asyncio.timeout(10):
             while "shown" not in done:
