@@ -15,6 +15,7 @@ from ..errors import DroverError, MonitorError
 from .arrival import Arrival
 from .machine import Machine
 from .ports import Incoming, Peer, Register, Side
+from .states import State
 from .words import (
     ArrivalDid,
     ArrivalVerb,
@@ -203,9 +204,15 @@ class Driver(Drive):
         }
 
     def linked(self) -> None:
-        """The other node can be reached again. What it was asked in this state may be lost: it is asked once more."""
-        if self._asked is not None and not self._stopped:
-            self._on_target(self._asked)
+        """The other node can be reached again. What it was asked in this state may be lost: it is asked once more.
+
+        So may be what it says by itself while all is sent, which it is not asked for.
+        """
+        asked = self._asked
+        if self.machine.state is State.SWITCH:
+            asked = OnTarget(TargetVerb.ASK, self.machine.known.epoch)
+        if asked is not None and not self._stopped:
+            self._on_target(asked)
 
     def _step(self, event: Any) -> list[Any]:
         state, actions = self.machine.state, self.machine.hear(event)
