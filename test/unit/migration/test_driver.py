@@ -1,6 +1,8 @@
 """The driver over ports: what is asked of the other node, and when it is asked again."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -104,22 +106,30 @@ class Noting(Side):
     mirror = postcopy = sync = go_on = cancel = cont = rejoin = quit = _well
 
 
-def test_what_is_to_be_done_goes_before_questions_and_of_these_one_is_enough() -> None:
-    async def tried() -> None:
-        peer, side = Questions(), Noting()
-        driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), side, peer)
-        driving = asyncio.create_task(driver.run(again=False))
+@asynccontextmanager
+async def driven(side: Noting) -> AsyncIterator[tuple[Driver, Questions]]:
+    """A migration that is driven, and has come to where the memory goes."""
+    peer = Questions()
+    driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), side, peer)
+    driving = asyncio.create_task(driver.run(again=False))
+    async with asyncio.timeout(10):
         while not peer.asked:
             await asyncio.sleep(0)
         driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
-        async with asyncio.timeout(10):
-            while "ask" not in side.heard:
-                await asyncio.sleep(0.001)
-        assert side.heard[:3] == ["prepare", "send", "ask"]
-        driver.stop()
-        driving.cancel()
+        while "ask" not in side.heard:
+            await asyncio.sleep(0.001)
+    yield driver, peer
+    driver.stop()
+    driving.cancel()
 
-    asyncio.run(tried())
+
+def test_what_is_to_be_done_goes_before_questions_and_of_these_one_is_enough() -> None:
+    async def tried() -> list[str]:
+        side = Noting()
+        async with driven(side):
+            return side.heard[:3]
+
+    assert asyncio.run(tried()) == ["prepare", "send", "ask"]
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -137,25 +147,17 @@ def test_one_that_goes_on_is_left_alone(refuses: bool) -> None:
                 raise MigrationError("not now")
 
     async def tried() -> list[str]:
-        peer, side = Questions(), Going()
-        driver = Driver(Machine(Plan(machine="vm", source=HERE, target=THERE)), OneRecord(), side, peer)
-        driving = asyncio.create_task(driver.run(again=False))
-        while not peer.asked:
-            await asyncio.sleep(0)
-        driver.hear(TargetSaid(THERE.incarnation, 1, "setup", "inmigrate"))
-        async with asyncio.timeout(10):
-            while "ask" not in side.heard:
-                await asyncio.sleep(0.001)
+        side = Going()
+        async with driven(side) as (driver, peer):
             driver.hear(STANDS)
-            while "continue" not in side.heard:
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(0.02)
-        assert peer.asked == [TargetVerb.ACCEPT]
-        driver.linked()  # what the other node said meanwhile may be lost
-        await asyncio.sleep(0.01)
-        driver.stop()
-        driving.cancel()
-        assert peer.asked == [TargetVerb.ACCEPT, TargetVerb.ASK]
+            async with asyncio.timeout(10):
+                while "continue" not in side.heard:
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
+            assert peer.asked == [TargetVerb.ACCEPT]
+            driver.linked()  # what the other node said meanwhile may be lost
+            await asyncio.sleep(0.01)
+            assert peer.asked == [TargetVerb.ACCEPT, TargetVerb.ASK]
         return side.heard[side.heard.index("continue") + 1 :]
 
     assert asyncio.run(tried()) == (["ask"] if refuses else [])
