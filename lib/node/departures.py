@@ -181,7 +181,7 @@ class Departures:
             if journey is None:  # it was cut off before anything was done, or when all was
                 return self._of_none(name, departure)
             link = link or self._dial(name, journey.to)
-            driven = self._drive(name, departure, journey, link, again=again)
+            driven = self._drive(name, departure, journey, link, again=again, unwanted=self._is_unwanted())
             return self._follow(name, asyncio.run_coroutine_threadsafe(driven, self._loop))
         finally:
             departure.close()
@@ -282,7 +282,7 @@ class Departures:
             if (going := self.get(name)) is None:
                 continue
             _tell(going)
-            if witness().wants_end() and not going.cancelled:
+            if self._is_unwanted() and not going.cancelled:
                 self._loop.call_soon_threadsafe(going.cancel)
                 going.cancelled = True
         try:
@@ -291,6 +291,10 @@ class Departures:
             raise OperationCancelled(name, "migrate") from None
         _tell(going)
         return self._conclude(name, going, end)
+
+    def _is_unwanted(self) -> bool:
+        """Whether somebody wants it to end; that this daemon does is no reason."""
+        return witness().wants_end() and not self._leaving
 
     def _conclude(self, name: str, going: Going, end: End) -> dict[str, Any]:
         departure, dead = going.departure, going.source.dead
@@ -320,7 +324,7 @@ class Departures:
     # -- on the loop ---------------------------------------------------------------------------------------------------
 
     async def _drive(
-        self, name: str, departure: Departure, journey: Journey, link: Link, *, again: bool
+        self, name: str, departure: Departure, journey: Journey, link: Link, *, again: bool, unwanted: bool
     ) -> tuple[Going, End]:
         driving = asyncio.current_task()
         assert driving is not None
@@ -328,6 +332,8 @@ class Departures:
         keep = partial(self._keep, name, journey)
         going = Going(departure, journey, self._model, register, link, self._invite, self._shares, keep)
         self._going[name] = going, driving
+        if unwanted:  # as was said to an earlier daemon: once it has begun, and before anything comes of that
+            self._loop.call_soon(going.cancel)
         try:
             return going, await going.run(again=again)
         finally:

@@ -102,8 +102,8 @@ class Desk:
 
     def let_go(self) -> None:
         """Begin nothing more, and wait for no guest: the next daemon takes it up."""
-        self._stopping = True
         self._traffic.leave()
+        self._stopping = True
 
     async def stop(self, timeout: float) -> None:
         """Have what runs come to its end.

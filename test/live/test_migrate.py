@@ -1,6 +1,7 @@
 """A machine moves between two nodes by their daemons: real processes, certificates, and booted guests."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -10,9 +11,13 @@ from typing import Any
 import pytest
 
 import waiting
+from drover import QmpConnection
 from drover.kvm.faults import DEVICE
 from drover.kvm.process import locks, may_lock
 from drover.kvm.record import load
+from drover.node.desk import STORE
+from drover.store.jobs import Jobs
+from drover.store.sqlite import SqliteStore
 from instances import SHELL, bare, bootable, say, temporary_node, wait_for_shell
 from machines import qemu_of
 from pairs import Pair, ended, faults_by_anybody, two_nodes
@@ -112,6 +117,24 @@ def test_what_is_refused(pair: Pair) -> None:
     assert "127.0.0.1:1 is not to be reached" in answer["detail"]
     status, answer = pair.ask("a", emulator="/nowhere/qemu")
     assert "/nowhere/qemu" in answer["detail"]
+    pair.runs_here_alone("a")
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_a_daemon_is_killed_once_it_was_cancelled(pair: Pair, version: str) -> None:
+    """The next one cancels it, also where all but the last of it is sent by then."""
+    pair.here.daemon.create(bare(version, "a"))
+    pair.here.daemon.do("start", "a")
+    number = pair.begin("a", "memory", bandwidth=128 << 10)
+    pair.here.daemon.send_signal(signal.SIGSTOP)
+    with SqliteStore(pair.here.paths.state / STORE) as store:
+        Jobs(store).ask_cancel(number)
+    pair.here.daemon.kill()
+    people = pair.here.paths.instance("a").socket("people")
+    with QmpConnection(people, timeout=10) as vm:
+        wait_for(lambda: vm.query_migrate().status == "pre-switchover")
+    pair.here.daemon.start()
+    assert ended(pair.here.daemon, number)["state"] == "cancelled"
     pair.runs_here_alone("a")
 
 

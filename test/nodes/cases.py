@@ -64,7 +64,9 @@ _CANCELLED: Final = (Lead(Place(DRIVER, "send", "entered"), "cancel"),)
 _DEAF: Final = Lead(Place(DRIVER, "cancel", "entered"), "stop the target's daemon", lasts=True)
 WAYS: Final = {
     "plain": Way(DRIVER, "look claim accept set send fence switch hand-over run quit settle"),
-    "arrival": Way(ARRIVAL, "check launch hold start settle"),
+    "arrival": Way(ARRIVAL, "check launch start settle"),
+    # What is heard there first may come when all is sent, where that takes some ms.
+    "held": Way(ARRIVAL, "hold", (), SLOWLY),
     "cancelled": Way(DRIVER, "cancel reset", _CANCELLED, SLOWLY),
     "cancelled, apart": Way(DRIVER, "discard", (*_CANCELLED, _DEAF), SLOWLY),
     "cancelled there": Way(ARRIVAL, "kill", _CANCELLED, SLOWLY),
