@@ -23,6 +23,8 @@ _CONNECTING: Final = 4
 # Seconds to wait for one's turn: those before may be connecting to a QEMU that hangs.
 _TURN: Final = 0.5
 
+_OTHER: Final = 10.0  # s that whoever follows it under another name has to leave its journal
+
 # Told what was done to an instance: its name, a word for it, and a sentence.
 Say = Callable[[str, str, str], None]
 
@@ -81,9 +83,15 @@ class Work:
         lease = self._leases.setdefault(uuid, _Lease())
         lease.users += 1
         try:
-            await lease.turn.acquire()
-        except BaseException:
+            async with asyncio.timeout(_OTHER):
+                await lease.turn.acquire()
+        except BaseException as error:
             lease.users -= 1
+            if not lease.users:  # who had it has left it to us
+                async with lease.turn:
+                    await self._close_unused(uuid, lease)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"{uuid}: who followed it under another name has it still") from None
             raise
         try:
             if lease.journal is None:
@@ -101,13 +109,20 @@ class Work:
     async def _leave(self, uuid: str, lease: _Lease) -> None:
         lease.users -= 1
         try:
-            if not lease.users and (journal := lease.journal) is not None:
+            await self._close_unused(uuid, lease)
+        finally:
+            lease.turn.release()
+
+    async def _close_unused(self, uuid: str, lease: _Lease) -> None:
+        if lease.users:
+            return
+        try:
+            if (journal := lease.journal) is not None:
                 lease.journal = None
                 await self.flusher.close(journal)
         finally:
-            lease.turn.release()
             if not lease.users:
-                del self._leases[uuid]
+                self._leases.pop(uuid, None)
 
     async def find(self, uuid: str) -> tuple[str, Document] | None:
         """An instance, whatever it is called: its name and its document."""

@@ -158,6 +158,7 @@ class Target(Waiting):
         self._keep = Keep(node.host.paths.along, name)
 
     async def launch(self) -> None:
+        """Start it, as :meth:`.ports.Incoming.launch`; export the disks that are to be filled."""
         asked = self._invitation
         assert asked is not None
         try:
