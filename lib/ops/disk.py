@@ -113,13 +113,13 @@ async def hot_add_disk(
     with port.reservations.name(id):
         async with _place(port, id, driver, bus, addr, asked) as place, opened(port, storage) as ready:
             async with Undo(port) as undo:
-                await ready.add(undo, id)
+                await ready.make(undo, id)
                 plugged = undo.send(
                     "device_add",
                     place.properties | device | (options or {}),
                     undo=lambda _: unplug(port, id, timeout=UNDO_TIMEOUT),
                 )
-                _, nodes = await undo.results(plugged, undo.send(*QUERY_NODES))
+                _, nodes, *_ = await undo.results(plugged, undo.send(*QUERY_NODES), *ready.release(undo))
                 size = _size_among(nodes, id)
                 undo.keep()
     return Disk(id=id, bus=place.bus, addr=place.addr, size=size)

@@ -108,9 +108,24 @@ class Ready:
         self._port = port
         self._storage = storage
         self._chain = chain
+        self._sets: list[int] = []
 
     async def add(self, undo: Undo, id: str) -> None:
         """Make the nodes in QEMU, lowest first. Afterwards we hold no descriptor, and QEMU no set of them."""
+        await self.make(undo, id)
+        await undo.results(*self.release(undo))
+
+    def release(self, undo: Undo) -> list[Call]:
+        """Have QEMU close the sets of descriptors, of which each node has a copy; what is sent is to be waited for.
+
+        It may go behind the device, which the guest waits for: QEMU reads byte by byte.
+        """
+        calls = [undo.send("remove-fd", {"fdset-id": fdset}) for fdset in self._sets]
+        self._sets.clear()
+        return calls
+
+    async def make(self, undo: Undo, id: str) -> None:
+        """Make the nodes in QEMU, lowest first. Afterwards we hold no descriptor; :meth:`release` is due."""
         storage = self._storage
         common = image.common_options(read_only=storage.read_only, cache=storage.cache, discard=storage.discard)
         if (nbd := storage.nbd) is not None:
@@ -139,10 +154,9 @@ class Ready:
         if opened.held.fd >= 0:  # it waits for its turn, and must be closed before QEMU uses its own
             await undo.results(added)
             opened.held.close()
-        # Each is refused where the one before it was. Once the file's node has a copy of its own, the set would only
-        # keep the image open.
-        calls = (_send_node(undo, protocol), undo.send("remove-fd", {"fdset-id": fdset}), _send_node(undo, node))
-        await undo.results(added, *calls)
+        self._sets.append(fdset)
+        # each is refused where the one before it was
+        await undo.results(added, _send_node(undo, protocol), _send_node(undo, node))
 
 
 @asynccontextmanager
