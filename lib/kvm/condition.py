@@ -1,6 +1,7 @@
 """How an instance is at this moment: from its document, its process, and QEMU's own answer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -9,6 +10,7 @@ from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
 from ..ops.counters import device_id
 from ..ops.inventory import QUERY_DEVICES, devices_among
+from ..ops.port import Port
 from .ending import is_over, running
 from .host import Host
 from .ledger import Ledger
@@ -18,6 +20,9 @@ from .state import State, state_named
 
 if TYPE_CHECKING:
     from ..monitor.aio import AsyncQmpConnection  # whose asyncio a command would wait for that has no use for it
+
+# Asks something, and waits for no answer: that is for later.
+Ahead = Callable[[Port], Coroutine[Any, Any, None]]
 
 # Seconds that a look waits for the end of a QEMU that has closed its monitors.
 _ENDING: Final = 1.0
@@ -84,9 +89,19 @@ def state_of(vm: QmpConnection) -> tuple[State, str]:
     return _worded(status, failed_among(vm.query_block()) if state_named(status) is State.IO_ERROR else {})
 
 
-def first_look(vm: QmpConnection) -> tuple[State, dict[str, str]]:
-    """The same but for the words, and all devices that have an id, asked at once: QEMU takes its time to answer."""
-    status, entries = vm.execute_many([("query-status", None), QUERY_DEVICES])
+def first_look(vm: QmpConnection, ahead: Ahead | None = None) -> tuple[State, dict[str, str]]:
+    """The same but for the words, and all devices that have an id, asked at once: QEMU takes its time to answer.
+
+    :param ahead: asks more behind it
+    """
+    return vm.perform(partial(_first_look, ahead=ahead))
+
+
+async def _first_look(port: Port, ahead: Ahead | None) -> tuple[State, dict[str, str]]:
+    asked = [port.submit("query-status"), port.submit(*QUERY_DEVICES)]
+    if ahead is not None:
+        await ahead(port)
+    status, entries = [await port.result(call) for call in asked]
     return state_named(status["status"]), devices_among(entries)
 
 

@@ -13,6 +13,7 @@ from ..ops.memory import RESIZE_TIMEOUT
 from ..ops.unplug import UNPLUG_TIMEOUT
 from ..ops.virtio import DriverState
 from . import changes, plugs
+from .condition import Ahead
 from .kinds import CPU, DISK, MEMORY, NIC, USB, VFIO, Cpu, Cpus, Memory
 from .ledger import Ledger
 from .record import runtime_of
@@ -34,7 +35,9 @@ class Devices(ABC):
     """
 
     @abstractmethod
-    def _running(self, operation: str, *, moving: bool = False) -> AbstractContextManager[tuple[Ledger, QmpConnection]]:
+    def _running(
+        self, operation: str, *, moving: bool = False, ahead: Ahead | None = None
+    ) -> AbstractContextManager[tuple[Ledger, QmpConnection]]:
         """Its document under its lock, mended, and a connection to its QEMU."""
 
     # -- disks --------------------------------------------------------------------------------------------------------
@@ -47,9 +50,9 @@ class Devices(ABC):
         :raises SpecError: the fields are wrong, or do not go with the other devices'
         :raises HotplugError: it could not be added; nothing of it stays
         """
-        with self._running("add-disk") as (ledger, vm):
-            disk: Disk = plugs.one_more(ledger, "disks", fields)
-            plugs.add(ledger, vm, DISK, disk)
+        ahead = plugs.Ahead(DISK, fields)
+        with self._running("add-disk", ahead=ahead) as (ledger, vm):
+            disk: Disk = plugs.add_one(ledger, vm, ahead, "disks")
             return disk
 
     def remove_disk(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -118,9 +121,9 @@ class Devices(ABC):
 
         :param fds: mode ``fd``: descriptors of a tap, one for each pair of queues; they stay yours to close
         """
-        with self._running("add-nic") as (ledger, vm):
-            nic: Nic = plugs.one_more(ledger, "nics", fields)
-            plugs.add(ledger, vm, NIC, nic, fds)
+        ahead = plugs.Ahead(NIC, fields)
+        with self._running("add-nic", ahead=ahead) as (ledger, vm):
+            nic: Nic = plugs.add_one(ledger, vm, ahead, "nics", fds)
             return nic
 
     def remove_nic(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -155,9 +158,9 @@ class Devices(ABC):
 
     def add_usb(self, **fields: Any) -> UsbDevice:
         """Plug a USB device in; see :meth:`add_disk`."""
-        with self._running("add-usb") as (ledger, vm):
-            device: UsbDevice = plugs.one_more(ledger, "usb", fields)
-            plugs.add(ledger, vm, USB, device)
+        ahead = plugs.Ahead(USB, fields)
+        with self._running("add-usb", ahead=ahead) as (ledger, vm):
+            device: UsbDevice = plugs.add_one(ledger, vm, ahead, "usb")
             return device
 
     def remove_usb(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -167,9 +170,9 @@ class Devices(ABC):
 
     def add_vfio(self, **fields: Any) -> VfioDevice:
         """Give the guest a PCI device of the host; see :meth:`add_disk`."""
-        with self._running("add-vfio") as (ledger, vm):
-            device: VfioDevice = plugs.one_more(ledger, "vfio", fields)
-            plugs.add(ledger, vm, VFIO, device)
+        ahead = plugs.Ahead(VFIO, fields)
+        with self._running("add-vfio", ahead=ahead) as (ledger, vm):
+            device: VfioDevice = plugs.add_one(ledger, vm, ahead, "vfio")
             return device
 
     def remove_vfio(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..monitor.connection import QmpConnection
 from . import launch, saving, verify
-from .condition import Condition, look, state_of
+from .condition import Ahead, Condition, look, state_of
 from .deadlines import ANSWER_TIMEOUT, SHUTDOWN_TIMEOUT
 from .devices import Devices
 from .ending import conclude, end_process, settle_memory
@@ -277,16 +277,21 @@ class Instance(Devices, Handover):
             yield ledger
 
     @contextmanager
-    def _running(self, operation: str, *, moving: bool = False) -> Iterator[tuple[Ledger, QmpConnection]]:
+    def _running(
+        self, operation: str, *, moving: bool = False, ahead: Ahead | None = None
+    ) -> Iterator[tuple[Ledger, QmpConnection]]:
         """The instance's document under its lock, mended, and a connection to its QEMU.
 
         :param moving: also while it is on its way between nodes: there ``cont`` alone may make two of it
+        :param ahead: asks of that QEMU as it is at the begin of the block
         :raises WrongState: it does not run; or it is on its way, and is to be left alone
         """
         with opened(self.host.paths, self.name, operation, self.lock_timeout) as ledger, ExitStack() as stack:
-            _, vm = attach(self.host, ledger, ANSWER_TIMEOUT, stack)
+            done, vm = attach(self.host, ledger, ANSWER_TIMEOUT, stack, ahead=ahead)
             if vm is None:
                 raise WrongState(self.name, State.STOPPED, State.RUNNING)
+            if done and ahead is not None:
+                vm.perform(ahead)  # anew: it is not as it was
             if not moving:
                 check_settled(ledger.document, State.RUNNING)
             yield ledger, vm

@@ -5,7 +5,7 @@ the specification. When that is done, and what is remembered of it: :mod:`.plugs
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from msgspec import Struct, structs
@@ -82,8 +82,11 @@ class Kind(ABC, Generic[D]):
         """Whether what a plug makes on the host may still be there after the host's next boot."""
         return False
 
-    def is_on_pci(self, wanted: D) -> bool:
-        """Whether a plug looks for a place on the PCI buses, and takes what was asked ahead."""
+    def is_on_pci(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a plug looks for a place on the PCI buses, and takes what was asked ahead.
+
+        :param fields: of the device, as they were told: nobody has looked whether they are right
+        """
         return False
 
     @abstractmethod
@@ -99,6 +102,9 @@ class Kind(ABC, Generic[D]):
         :returns: notices
         """
         return []
+
+    def tidy(self, vm: QmpConnection, wanted: D) -> None:
+        """Take away what a plug that was cut off needed, and one that is plugged in does not. May be repeated."""
 
     @abstractmethod
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: D) -> Device:
@@ -143,8 +149,8 @@ class _Listed(Kind[D]):
 class _Disks(_Listed[Disk]):
     name, type, field = "disk", Disk, "disks"
 
-    def is_on_pci(self, wanted: Disk) -> bool:
-        return wanted.bus == "virtio-blk"
+    def is_on_pci(self, fields: Mapping[str, Any]) -> bool:
+        return fields.get("bus", "auto") in ("auto", "virtio-blk")
 
     def plug(
         self,
@@ -184,6 +190,9 @@ class _Disks(_Listed[Disk]):
                 pass  # there is none, or something that is not of the specification uses it
         return []
 
+    def tidy(self, vm: QmpConnection, wanted: Disk) -> None:
+        vm.remove_fdsets([wanted.id])
+
     def describe(self, vm: QmpConnection, runtime: Runtime, wanted: Disk) -> Device:
         if wanted.bus == "virtio-blk":
             bus, addr = place_of(vm, wanted.id)
@@ -198,7 +207,7 @@ class _Nics(_Listed[Nic]):
     def outlasts(self, wanted: Nic) -> bool:
         return wanted.mode == "ovs" or bool(wanted.script_up)  # a port in its database; what a script has made
 
-    def is_on_pci(self, wanted: Nic) -> bool:
+    def is_on_pci(self, fields: Mapping[str, Any]) -> bool:
         return True
 
     def plug(

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import MonitorError
 from ..monitor.connection import QmpConnection
-from .condition import first_look
+from .condition import Ahead, first_look
 from .ending import QUIT_GRACE, conclude, end_process, is_over, running, why_it_ended
 from .ends import Stop
 from .host import Host
@@ -43,12 +43,13 @@ def mend(host: Host, ledger: Ledger, timeout: float, told: str = "") -> list[str
 
 
 def attach(
-    host: Host, ledger: Ledger, timeout: float, stack: ExitStack, told: str = ""
+    host: Host, ledger: Ledger, timeout: float, stack: ExitStack, told: str = "", ahead: Ahead | None = None
 ) -> tuple[list[str], QmpConnection | None]:
     """The same, and a connection to its QEMU if it runs then.
 
     :param stack: closes that connection
     :param told: see :func:`mend`
+    :param ahead: asks more with the first look; what is done after that it does not know
     :returns: what was done, and the connection
     """
     if ledger.document.runtime is None:
@@ -61,7 +62,7 @@ def attach(
     with process:
         try:
             vm = stack.enter_context(dial(ledger.paths.socket("control"), timeout, process.pid))
-            state, devices = first_look(vm)
+            state, devices = first_look(vm, ahead)
             if state in ENDED_BY_GUEST:
                 return collect(host, ledger, vm, state), None
             notices = _go_on(host, ledger, vm, state, devices)

@@ -12,7 +12,8 @@ from msgspec import convert, json, to_builtins
 
 from ..errors import CommandError, DeviceNotFound, DroverError, HotplugError, MonitorError, NotSupported
 from ..monitor.connection import QmpConnection
-from ..ops.topology import ask_pci_buses
+from ..ops.port import Port
+from ..ops.topology import AskedBuses, ask_pci_buses
 from ..ops.unplug import UNPLUG_TIMEOUT
 from .changes import BACKEND, CHANGES, UNPLUGGING, finish_change
 from .kinds import KINDS, MEMORY, NIC, Kind
@@ -24,7 +25,7 @@ from .view import check_visible
 _REMOVE: Final = "remove-"
 
 
-def one_more(ledger: Ledger, field: str, fields: dict[str, Any]) -> Any:
+def _one_more(ledger: Ledger, field: str, fields: dict[str, Any]) -> Any:
     """A device from its fields, with what follows from the rest of the machine, such as its id.
 
     :param field: the list of the specification that it is for
@@ -54,12 +55,52 @@ def _checked(document: dict[str, Any]) -> Spec:
     return completed(parse(document))  # its uuid is what the address of a card comes from
 
 
-def add(ledger: Ledger, vm: QmpConnection, kind: Kind[Any], wanted: Any, given: Sequence[int] = ()) -> None:
+class Ahead:
+    """The question for the PCI buses, which is asked with the first look: QEMU answers while we read and write.
+
+    :param kind: of a device that is to be plugged in
+    :param fields: of it, as they were told
+    :ivar asked: it, where it was asked
+    """
+
+    def __init__(self, kind: Kind[Any], fields: dict[str, Any]) -> None:
+        self.kind = kind
+        self.fields = fields
+        self.asked: AskedBuses | None = None
+
+    async def __call__(self, port: Port) -> None:
+        """Ask it, if the plug will need it."""
+        if self.kind.is_on_pci(self.fields):
+            self.asked = await ask_pci_buses(port)
+
+
+def add_one(ledger: Ledger, vm: QmpConnection, ahead: Ahead, field: str, given: Sequence[int] = ()) -> Any:
+    """Plug a device in that is told by its fields; see :func:`add`.
+
+    :param ahead: has them, and the question that goes with them
+    :param field: the list of the specification that it is for
+    :returns: it, with its id
+    :raises SpecError: its fields are wrong, or do not go with the other devices'
+    :raises ArgumentError: its QEMU runs in a root directory without something that the device needs
+    """
+    wanted = _one_more(ledger, field, ahead.fields)
+    add(ledger, vm, ahead.kind, wanted, given, ahead.asked)
+    return wanted
+
+
+def add(
+    ledger: Ledger,
+    vm: QmpConnection,
+    kind: Kind[Any],
+    wanted: Any,
+    given: Sequence[int] = (),
+    asked: AskedBuses | None = None,
+) -> None:
     """Plug a device in; it stays in the specification.
 
     :param given: descriptors for it
+    :param asked: the question for the PCI buses, where it was sent ahead
     """
-    asked = vm.perform(ask_pci_buses) if kind.is_on_pci(wanted) else None  # which QEMU answers while we write
     ledger.begin(ADD + kind.name, lasting=kind.outlasts(wanted), id=wanted.id, device=to_builtins(wanted))
     try:
         device = kind.plug(vm, runtime_of(ledger.document), wanted, given, asked)
@@ -182,6 +223,7 @@ def finish_plugs(ledger: Ledger, vm: QmpConnection, there: dict[str, str]) -> li
 
 def _finish_add(ledger: Ledger, vm: QmpConnection, there: dict[str, str], kind: Kind[Any], wanted: Any) -> str:
     if wanted.id in there:
+        kind.tidy(vm, wanted)
         _note(ledger, vm, kind, wanted)
         return f"{wanted.id} was added"
     kind.clean(vm, runtime_of(ledger.document), wanted)

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, Self
 
@@ -299,8 +300,9 @@ def may_lock(pid: int, size: int) -> bool:
     return bool(int(rights, 16) >> _CAP_SYS_RESOURCE & 1)
 
 
+@cache
 def current_boot() -> str:
-    """The kernel's name for the time since it was started."""
+    """The kernel's name for the time since it was started, which no process outlives."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
