@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +27,29 @@ SHOWN: Final = (None, 500, 1000)  # sizes that get bars
 OURS: Final = "drover"
 LIMITS: Final = ("C", "msgspec alone", "bare QEMU", "a script", "python -c pass")
 COLOURS: Final = {"ours": "#1f6feb", "limit": "#2da44e", "other": "#9aa4af"}
-LINES: Final = ("#1f6feb", "#cf222e", "#2da44e", "#bf8700", "#8250df", "#57606a", "#bc4c00", "#0a7ea4")
+SHADES: Final = {
+    "ours": ("#1f6feb", "#0a3069", "#54aeff"),
+    "limit": ("#2da44e", "#116329"),
+    "other": ("#cf222e", "#bf8700", "#8250df", "#57606a", "#bc4c00"),
+}  # of lines, which are told apart
+ROOM: Final = 34  # that the name of a size needs below the lines
 
 
 def colour(side: str) -> str:
     """Ours, what nothing can be faster than, and the others."""
-    kind = "ours" if OURS in side else "limit" if side in LIMITS else "other"
-    return COLOURS[kind]
+    return COLOURS[_kind(side)]
+
+
+def shades(sides: Sequence[str]) -> dict[str, str]:
+    """The same, each in a colour of its own."""
+    kinds: dict[str, list[str]] = {}
+    for side in sides:
+        kinds.setdefault(_kind(side), []).append(side)
+    return {side: shade for kind, those in kinds.items() for side, shade in zip(those, cycle(SHADES[kind]))}
+
+
+def _kind(side: str) -> str:
+    return "ours" if OURS in side else "limit" if side in LIMITS else "other"
 
 
 def bars(figure: dict[str, Any], x: float, y: float) -> tuple[list[str], float]:
@@ -84,11 +101,16 @@ def lines(group: Sequence[Curve], x: float, y: float) -> tuple[list[str], float]
         level = at(sizes[0], 10.0**power)[1]
         out.append(f'<path d="M{left} {level:.1f}h{width}" stroke="#d0d7de"/>')
         out.append(_text(left - 5, level + 4, _number(10.0**power), anchor="end", colour="#57606a"))
-    below = [(at(size, 10.0**low)[0], f"{size:,}") for size in sizes]
+    below: list[tuple[float, str]] = []
+    for size in reversed(sizes):  # one that has no room beside a larger one goes without a name
+        place = at(size, 10.0**low)[0]
+        if not below or below[-1][0] - place >= ROOM:
+            below.append((place, f"{size:,}"))
     out += [_text(place, y + PLOT + 14, size, anchor="middle", colour="#57606a") for place, size in below]
+    colours = shades([curve.side for curve in group])
     ends = _apart([(at(*curve.points[-1])[1], number) for number, curve in enumerate(group)])
     for number, curve in enumerate(group):
-        shade = LINES[number % len(LINES)]
+        shade = colours[curve.side]
         points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in curve.points)
         out.append(f'<polyline points="{points}" fill="none" stroke="{shade}" stroke-width="2"/>')
         words = f"{curve.side}: n^{curve.exponent:.2f}"
@@ -137,7 +159,10 @@ def draw(document: dict[str, Any], folder: Path, stem: str) -> Iterator[Path]:
     """Write the pictures of a document of :mod:`report`; where they are."""
     host, figures = document["host"], document["figures"]
     note = f"{host['when']}, {host['cpus']} cores, Python {host['python']}; blue: ours; green: the limit; "
-    note += "a line over the middle half of the rounds"
+    notes = {
+        stem: note + "a line over the middle half of the rounds",
+        f"{stem}-growth": note + "n^x: it grows with that power of the size, by the fitted slope",
+    }
     single = [(bars, figure) for figure in figures if figure["size"] in SHOWN and figure["bars"]]
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves(figures):
@@ -145,7 +170,7 @@ def draw(document: dict[str, Any], folder: Path, stem: str) -> Iterator[Path]:
     for name, panels in ((stem, single), (f"{stem}-growth", [(lines, group) for group in groups.values()])):
         if panels:
             path = folder / f"{name}.svg"
-            path.write_text(picture(panels, note), encoding="utf-8")
+            path.write_text(picture(panels, notes[name]), encoding="utf-8")
             yield path
 
 
