@@ -50,9 +50,9 @@ class Devices(ABC):
         :raises SpecError: the fields are wrong, or do not go with the other devices'
         :raises HotplugError: it could not be added; nothing of it stays
         """
-        ahead = plugs.Ahead(DISK, fields)
-        with self._running("add-disk", ahead=ahead) as (ledger, vm):
-            disk: Disk = plugs.add_one(ledger, vm, ahead, "disks")
+        plug = plugs.Plug(DISK, fields)
+        with self._running("add-disk", ahead=plug.ask) as (ledger, vm):
+            disk: Disk = plugs.add_one(ledger, vm, plug, "disks")
             return disk
 
     def remove_disk(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -121,9 +121,9 @@ class Devices(ABC):
 
         :param fds: mode ``fd``: descriptors of a tap, one for each pair of queues; they stay yours to close
         """
-        ahead = plugs.Ahead(NIC, fields)
-        with self._running("add-nic", ahead=ahead) as (ledger, vm):
-            nic: Nic = plugs.add_one(ledger, vm, ahead, "nics", fds)
+        plug = plugs.Plug(NIC, fields)
+        with self._running("add-nic", ahead=plug.ask) as (ledger, vm):
+            nic: Nic = plugs.add_one(ledger, vm, plug, "nics", fds)
             return nic
 
     def remove_nic(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -158,9 +158,9 @@ class Devices(ABC):
 
     def add_usb(self, **fields: Any) -> UsbDevice:
         """Plug a USB device in; see :meth:`add_disk`."""
-        ahead = plugs.Ahead(USB, fields)
-        with self._running("add-usb", ahead=ahead) as (ledger, vm):
-            device: UsbDevice = plugs.add_one(ledger, vm, ahead, "usb")
+        plug = plugs.Plug(USB, fields)
+        with self._running("add-usb", ahead=plug.ask) as (ledger, vm):
+            device: UsbDevice = plugs.add_one(ledger, vm, plug, "usb")
             return device
 
     def remove_usb(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:
@@ -170,9 +170,9 @@ class Devices(ABC):
 
     def add_vfio(self, **fields: Any) -> VfioDevice:
         """Give the guest a PCI device of the host; see :meth:`add_disk`."""
-        ahead = plugs.Ahead(VFIO, fields)
-        with self._running("add-vfio", ahead=ahead) as (ledger, vm):
-            device: VfioDevice = plugs.add_one(ledger, vm, ahead, "vfio")
+        plug = plugs.Plug(VFIO, fields)
+        with self._running("add-vfio", ahead=plug.ask) as (ledger, vm):
+            device: VfioDevice = plugs.add_one(ledger, vm, plug, "vfio")
             return device
 
     def remove_vfio(self, id: str, *, timeout: float = UNPLUG_TIMEOUT) -> None:

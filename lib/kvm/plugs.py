@@ -55,12 +55,12 @@ def _checked(document: dict[str, Any]) -> Spec:
     return completed(parse(document))  # its uuid is what the address of a card comes from
 
 
-class Ahead:
-    """The question for the PCI buses, which is asked with the first look: QEMU answers while we read and write.
+class Plug:
+    """A device that is to be plugged in, before anybody has looked whether it can be.
 
-    :param kind: of a device that is to be plugged in
+    :param kind: its kind
     :param fields: of it, as they were told
-    :ivar asked: it, where it was asked
+    :ivar asked: the question for the PCI buses, where it was sent
     """
 
     def __init__(self, kind: Kind[Any], fields: dict[str, Any]) -> None:
@@ -68,23 +68,22 @@ class Ahead:
         self.fields = fields
         self.asked: AskedBuses | None = None
 
-    async def __call__(self, port: Port) -> None:
-        """Ask it, if the plug will need it."""
+    async def ask(self, port: Port) -> None:
+        """Ask for the PCI buses, if it goes on one: QEMU answers while we read and write."""
         if self.kind.is_on_pci(self.fields):
             self.asked = await ask_pci_buses(port)
 
 
-def add_one(ledger: Ledger, vm: QmpConnection, ahead: Ahead, field: str, given: Sequence[int] = ()) -> Any:
+def add_one(ledger: Ledger, vm: QmpConnection, plug: Plug, field: str, given: Sequence[int] = ()) -> Any:
     """Plug a device in that is told by its fields; see :func:`add`.
 
-    :param ahead: has them, and the question that goes with them
     :param field: the list of the specification that it is for
     :returns: it, with its id
     :raises SpecError: its fields are wrong, or do not go with the other devices'
     :raises ArgumentError: its QEMU runs in a root directory without something that the device needs
     """
-    wanted = _one_more(ledger, field, ahead.fields)
-    add(ledger, vm, ahead.kind, wanted, given, ahead.asked)
+    wanted = _one_more(ledger, field, plug.fields)
+    add(ledger, vm, plug.kind, wanted, given, plug.asked)
     return wanted
 
 

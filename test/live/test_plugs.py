@@ -262,6 +262,30 @@ def test_change_killed_at_each_step(node: Node, version: str, verb: str, image: 
     assert step > 3
 
 
+@pytest.mark.slow
+def test_plug_after_a_change_that_was_cut_off(node: Node, version: str, image: Path, bridge: str) -> None:
+    """A card that was out for a moment is put back first: what was seen of the buses before that is not true."""
+    vm = node.create(parse(bootable(version)))
+    vm.start()
+    guest = Guest(vm)
+    vm.add_nic(id="n", mode="bridge", link=bridge)
+    guest.until("ls /sys/class/net", "eth0", there=True)
+    step, died, before = 1, True, places(vm)["n"]
+    while died:
+        died = die_in(node, "change_nic", step, id="n", mode="user", link=None)
+        vm.add_disk(id="x", source=str(image), format="raw", cache="writeback")
+        assert agree(vm) == {"n", "x"}
+        assert places(vm)["n"] == before
+        guest.until("ls /sys/block", "vda", there=True)
+        vm.remove_disk("x")
+        guest.until("ls /sys/class/net", "eth0", there=True)
+        vm.change_nic("n", mode="bridge", link=bridge)
+        guest.until("ls /sys/class/net", "eth0", there=True)
+        step += 1
+    assert step > 6
+    guest.close()
+
+
 def told(vm: Instance) -> dict[str, object]:
     """What is said of it, and what QEMU says."""
     with QmpConnection(vm.host.paths.instance(vm.name).socket("people")) as qmp:
