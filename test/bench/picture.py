@@ -18,7 +18,7 @@ from growth import Curve, curves
 
 WIDTH: Final = 500  # of a panel
 GAP: Final = 20
-LABEL: Final = 175
+LABEL: Final = 215
 BAR: Final = 15
 TEXT: Final = 11
 PLOT: Final = 190  # height of the lines' panels
