@@ -79,6 +79,7 @@ class Work:
         """The journal of an instance, once nobody else writes it; until :meth:`let_go`.
 
         :raises OSError: it cannot be read
+        :raises TimeoutError: somebody who follows the instance under another name does not leave it
         """
         lease = self._leases.setdefault(uuid, _Lease())
         lease.users += 1

@@ -129,7 +129,10 @@ async def _adopt(worker: Worker) -> None:
 
 
 def _say_ready(count: int) -> None:
-    """What is there by now stays: a collector that looks it through at times stops all that we do for 20 ms."""
+    """Say that it serves, once what there is by now is set aside as what stays.
+
+    A collector that looks it through at times would stop all that we do for 20 ms.
+    """
     gc.collect()
     gc.freeze()
     log.info("%d instances", count)

@@ -116,9 +116,10 @@ class Ready:
         await undo.results(*self.release(undo))
 
     def release(self, undo: Undo) -> list[Call]:
-        """Have QEMU close the sets of descriptors, of which each node has a copy; what is sent is to be waited for.
+        """Have QEMU close the sets of descriptors; what is sent is to be waited for.
 
-        It may go behind the device, which the guest waits for: QEMU reads byte by byte.
+        Each node has a copy of its own by now, and a set would only keep the image open. This may go behind the
+        device, which the guest waits for: QEMU reads byte by byte.
         """
         calls = [undo.send("remove-fd", {"fdset-id": fdset}) for fdset in self._sets]
         self._sets.clear()
