@@ -89,6 +89,7 @@ def test_64_from_the_start(node: Node, version: str, tmp_path: Path) -> None:
     guest = Guest(vm)
     count_disks(guest, "vd", 64)
     guest.close()
+    assert len(agree(vm)) == 64
 
 
 def test_128_virtio_scsi_disks(node: Node, version: str, tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_guest_panics(node: Node, version: str) -> None:
         type_in(vm, "echo c >/proc/sysrq-trigger")
         it.wait("vm", "restarted", timeout=60)
         wait_for_shell(vm)
+        assert (vm.show().state, reason_of(vm)) == (State.RUNNING, "panic")
 
 
 @pytest.mark.slow
